@@ -1,0 +1,113 @@
+"""Images in class folders: how pixels become network inputs, and a dataset that reads them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+METADATA_KEY = "hscc.images"
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How a network wants its images; travels in the metadata of a weights file (key ``hscc.images``).
+
+    Args:
+        size: (H, W) in pixels.
+        channels: 1 (grey) or 3; grey pictures are repeated, colour ones are reduced to luminance.
+        mean, std: per channel, on pixel values scaled to 0..1.
+        classes: names in the order of the network's outputs.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("size", "mean", "std", "classes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels: got {self.channels}, expected 1 or 3")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"size: got {self.size}, expected two positive integers (H, W)")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"mean and std: got {len(self.mean)} and {len(self.std)} values, expected {self.channels} each"
+            )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ImageSpec:
+        return cls(**json.loads(text))
+
+    def preprocess(self, pixels: np.ndarray) -> Tensor:
+        """uint8 (n, H, W) or (n, H, W, 3) of the right size -> float32 (n, channels, H, W), normalised."""
+        x = torch.from_numpy(np.ascontiguousarray(pixels))
+        if x.dtype != torch.uint8 or tuple(x.shape[1:3]) != self.size:
+            raise ValueError(
+                f"pixels: got {x.dtype} {tuple(x.shape)}, expected uint8 (n, {self.size[0]}, {self.size[1]}[, 3])"
+            )
+        x = x.unsqueeze(-1) if x.ndim == 3 else x
+        x = x.permute(0, 3, 1, 2).float() / 255
+        if x.shape[1] != self.channels:
+            luminance = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+            x = x.expand(-1, 3, -1, -1) if self.channels == 3 else (x * luminance).sum(1, keepdim=True)
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (x - mean) / std
+
+
+class ClassFolders(torch.utils.data.Dataset):
+    """A folder of class folders of images (``root/<class>/*.png``); items are (float32 (C, H, W), label).
+
+    Raises FileNotFoundError when ``root`` or one of the classes is missing and ValueError when no image is found.
+    """
+
+    def __init__(self, root: str | Path, spec: ImageSpec):
+        self.spec = spec
+        root = Path(root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"data: got {str(root)!r}, expected a folder of class folders")
+        missing = [name for name in spec.classes if not (root / name).is_dir()]
+        if missing:
+            present = sorted(p.name for p in root.iterdir() if p.is_dir())
+            raise FileNotFoundError(f"labels missing in {str(root)!r}: got {present}, expected {list(spec.classes)}")
+        self.files = [
+            (path, label)
+            for label, name in enumerate(spec.classes)
+            for path in sorted((root / name).rglob("*"))
+            if path.suffix.lower() in SUFFIXES
+        ]
+        if not self.files:
+            raise ValueError(f"no images in {str(root)!r}: expected files ending in {sorted(SUFFIXES)}")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.files[index]
+        return self.spec.preprocess(read_image(path, self.spec)[None])[0], label
+
+
+def read_image(path: Path, spec: ImageSpec) -> np.ndarray:
+    """A file as uint8 (H, W) or (H, W, 3), resized to the spec's size."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image = image.convert("L" if spec.channels == 1 or image.mode in ("L", "1") else "RGB")
+            height, width = spec.size
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            return np.asarray(image)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"unreadable image {str(path)!r}: {error}") from error
