@@ -1,0 +1,94 @@
+"""The only file with ``torch.library``: schemas, fake kernels and autograd of namespace ``hscc``.
+
+Each backend is an op of its own, ``hscc::lowrank_conv2d_<backend>``, with one schema, one fake and one autograd,
+so that the choice between them stands in one readable table (``dispatch.py``). C++ only implements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _extension, reference  # noqa: F401  (the extension registers its kernels when it loads)
+from .plan import Geometry
+
+BACKENDS = ("triton", "cpu", "reference")
+
+_SCHEMA = (
+    "(Tensor x, Tensor v, Tensor u, Tensor? bias, Tensor positions, Tensor rows, Tensor channels, Tensor work, "
+    "Tensor clusters, int[] geometry, str activation) -> Tensor"
+)
+_BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor x, Tensor v, Tensor u, Tensor y, Tensor positions, Tensor rows, Tensor channels, "
+    "Tensor work, Tensor clusters, int[] geometry, str activation, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _fake(x, v, u, bias, positions, rows, channels, work, clusters, geometry: Sequence[int], activation) -> Tensor:
+    height, width = Geometry.unflat(geometry).out_size(*x.shape[2:])
+    torch._check(x.dtype == v.dtype == u.dtype, lambda: f"dtypes: got x {x.dtype}, v {v.dtype}, u {u.dtype}")
+    torch._check(
+        height * width == positions.shape[0],
+        lambda: f"positions: got {positions.shape[0]}, expected {height} x {width} for this input",
+    )
+    size = (x.shape[0], channels.shape[1], height, width)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _backward_fake(grad, x, v, u, y, positions, rows, channels, work, clusters, geometry, activation, needs):
+    shapes = (x.shape, v.shape, u.shape, channels.shape)
+    return tuple(x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, v, u, bias, *index, geometry, activation = inputs
+    ctx.save_for_backward(x, v, u, output if activation != "none" else output.new_empty(0), *index)
+    ctx.has_bias, ctx.geometry, ctx.activation = bias is not None, geometry, activation
+
+
+def _backward(ctx, grad: Tensor):
+    x, v, u, y, *index = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:4])
+    needs[3] = needs[3] and ctx.has_bias
+    gradients = torch.ops.hscc.lowrank_conv2d_backward(grad, x, v, u, y, *index, ctx.geometry, ctx.activation, needs)
+    kept = (g if need else None for g, need in zip(gradients, needs, strict=True))
+    return (*kept, *(None,) * (len(index) + 2))
+
+
+def _refuse_double_backward(ctx, *gradients):
+    raise RuntimeError("lowrank_conv2d: double backward is not supported; use the reference function instead")
+
+
+def _reference(*args) -> Tensor:
+    return reference.lowrank_conv2d(*args).contiguous(memory_format=torch.channels_last)
+
+
+def _reference_backward(grad, x, *args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_x, *rest = reference.lowrank_conv2d_backward(grad, x, *args)
+    return d_x.contiguous(), *rest
+
+
+def _triton(*args) -> Tensor:
+    from .triton_kernels.lowrank_conv2d import lowrank_conv2d
+
+    return lowrank_conv2d(*args)
+
+
+def _register() -> None:
+    for backend in BACKENDS:
+        name = f"hscc::lowrank_conv2d_{backend}"
+        torch.library.define(name, _SCHEMA)
+        torch.library.register_fake(name, _fake)
+        torch.library.register_autograd(name, _backward, setup_context=_setup_context)
+    torch.library.impl("hscc::lowrank_conv2d_reference", "default", _reference)
+    torch.library.impl("hscc::lowrank_conv2d_triton", ("cpu", "cuda"), _triton)
+    name = "hscc::lowrank_conv2d_backward"
+    torch.library.define(name, _BACKWARD_SCHEMA)
+    torch.library.register_fake(name, _backward_fake)
+    torch.library.impl(name, "default", _reference_backward)
+    torch.library.register_autograd(name, _refuse_double_backward, setup_context=lambda ctx, inputs, output: None)
+
+
+_register()

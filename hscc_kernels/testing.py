@@ -1,0 +1,208 @@
+"""Cases, plans and the tolerance that tests and benches share; nothing in the package imports this file."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .plan import ClusterFactors, Geometry, PackedPlan, RegionFactors
+
+
+class Case(NamedTuple):
+    """One call of the op. ``ranks[r][k]`` is a cluster's rank, None a dense one; clusters are near-equal parts.
+
+    ``shared`` > 0 gives a pool of that many rows from which every region picks its own.
+    """
+
+    name: str
+    why: str
+    shape: tuple[int, int, int, int]
+    out_channels: int
+    geometry: Geometry
+    ranks: tuple[tuple[int | None, ...], ...]
+    layout: str = "channels_last"
+    bias: str = "region"
+    activation: str = "relu"
+    shared: int = 0
+    unequal: bool = False
+
+
+def _same(kernel: int, stride: int = 1, dilation: int = 1) -> Geometry:
+    pad = dilation * (kernel - 1) // 2
+    return Geometry(*((a, a) for a in (kernel, stride, pad, dilation)))
+
+
+CASES = (
+    Case("plain", "one region, one cluster", (2, 8, 9, 9), 12, _same(3), ((5,),)),
+    Case(
+        "regions",
+        "unequal regions and ranks",
+        (3, 16, 10, 8),
+        24,
+        _same(3),
+        ((7,), (3,), (16,)),
+        unequal=True,
+    ),
+    Case("clusters", "clusters that divide nothing", (2, 16, 7, 7), 23, _same(3), ((4, 1, 3), (2, 6, 5))),
+    Case("odd channels", "7 and 13 fill no vector", (2, 7, 6, 5), 13, _same(3), ((5, 3), (2, 4))),
+    Case("rank 0", "a dead region costs only a store", (2, 8, 8, 8), 10, _same(3), ((0,), (4,))),
+    Case("all rank 0", "an empty pool of rows", (2, 4, 5, 5), 6, _same(3), ((0, 0),)),
+    Case("rank 1", "a single row", (2, 5, 6, 6), 9, _same(3), ((1,), (1,))),
+    Case("dense", "clusters without second stage", (2, 8, 8, 8), 20, _same(3), ((None,), (None, 3))),
+    Case("empty cluster", "more clusters than channels", (2, 4, 5, 5), 2, _same(3), ((1, 2, 1),)),
+    Case("batch 0", "nothing to do", (0, 4, 6, 6), 8, _same(3), ((3,), (2,))),
+    Case("one pixel", "1 x 1 image, border only", (3, 6, 1, 1), 8, _same(3), ((3,),)),
+    Case("pointwise", "a 1 x 1 kernel", (2, 33, 7, 9), 18, _same(1), ((6, 4), (9, 2))),
+    Case(
+        "stride",
+        "stride 2, even kernel",
+        (2, 8, 11, 9),
+        16,
+        Geometry((4, 2), (2, 3), (1, 0), (1, 1)),
+        ((6,), (5,)),
+    ),
+    Case("dilation", "dilation 2", (2, 8, 12, 10), 16, _same(3, dilation=2), ((6,), (3,))),
+    Case(
+        "first layer",
+        "3 channels, 11 x 11, stride 4",
+        (1, 3, 35, 35),
+        16,
+        Geometry((11, 11), (4, 4), (2, 2)),
+        ((9,), (4,)),
+    ),
+    Case(
+        "padding",
+        "more padding than kernel",
+        (1, 4, 3, 3),
+        5,
+        Geometry((3, 3), (1, 1), (4, 3), (1, 1)),
+        ((2,), (3,)),
+    ),
+    Case(
+        "shared rows",
+        "regions pick from one pool",
+        (2, 12, 9, 9),
+        20,
+        _same(3),
+        ((6, 3), (9,), (2, 2)),
+        shared=14,
+    ),
+    Case(
+        "non-contiguous",
+        "a slice of a larger tensor",
+        (2, 8, 7, 7),
+        12,
+        _same(3),
+        ((5,), (2,)),
+        layout="sliced",
+    ),
+    Case("contiguous", "NCHW input", (2, 8, 7, 7), 12, _same(3), ((5,), (2,)), layout="contiguous"),
+    Case(
+        "no bias",
+        "no bias, no activation",
+        (2, 8, 7, 7),
+        12,
+        _same(3),
+        ((5,), (2,)),
+        bias="none",
+        activation="none",
+    ),
+    Case("one bias", "one bias for all regions", (2, 8, 7, 7), 12, _same(3), ((5,), (2,)), bias="channel"),
+    Case(
+        "wide",
+        "several tiles and chunks everywhere",
+        (2, 64, 20, 18),
+        96,
+        _same(3),
+        ((40, 33), (70,), (17, 64)),
+    ),
+)
+
+
+class Inputs(NamedTuple):
+    """Arguments of ``hscc_kernels.lowrank_conv2d`` for a case."""
+
+    x: Tensor
+    plan: PackedPlan
+    bias: Tensor | None
+
+
+def make_inputs(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0, device: str = "cpu") -> Inputs:
+    """Fresh random inputs of a case; values are exact in every dtype down to bfloat16."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float32) * scale
+        return values.bfloat16().to(device, dtype)
+
+    plan = make_plan(case, draw, generator)
+    n, c, height, width = case.shape
+    if case.layout == "sliced":
+        x = draw(n, c + 3, height, 2 * width)[:, 1 : c + 1, :, ::2]
+    elif case.layout == "contiguous":
+        x = draw(*case.shape)
+    else:
+        x = draw(*case.shape).contiguous(memory_format=torch.channels_last)
+    shapes = {"none": None, "channel": (case.out_channels,), "region": (len(case.ranks), case.out_channels)}
+    bias_shape = shapes[case.bias]
+    return Inputs(x, plan, None if bias_shape is None else draw(*bias_shape))
+
+
+def make_plan(case: Case, draw, generator: torch.Generator) -> PackedPlan:
+    """A random plan of the case: random region map, random channel clusters, random factors."""
+    taps = case.geometry.kernel[0] * case.geometry.kernel[1]
+    patch = case.shape[1] * taps
+    regions, start = [], 0
+    for ranks in case.ranks:
+        parts = torch.randperm(case.out_channels, generator=generator).tensor_split(len(ranks))
+        counts = [len(part) if rank is None else rank for part, rank in zip(parts, ranks, strict=True)]
+        clusters, row = [], 0
+        for part, rank, count in zip(parts, ranks, counts, strict=True):
+            u = None if rank is None else draw(len(part), rank, scale=max(rank, 1) ** -0.5)
+            clusters.append(ClusterFactors(part, row, u))
+            row += count
+        if case.shared:
+            rows = torch.randperm(case.shared, generator=generator)[:row]
+        else:
+            rows = torch.arange(start, start + row)
+        start += row
+        regions.append(RegionFactors(rows, tuple(clusters)))
+    v = draw(case.shared or start, patch, scale=patch**-0.5)
+    size = case.geometry.out_size(*case.shape[2:])
+    labels = torch.randint(len(case.ranks), size, generator=generator)
+    if case.unequal:
+        labels[torch.rand(size, generator=generator) < 0.7] = 0
+    return PackedPlan.pack(v, regions, labels, case.geometry)
+
+
+def exact(x: Tensor, plan: PackedPlan, bias: Tensor | None, activation: str) -> Tensor:
+    """The reference in float64, differentiable."""
+    return plain(x.double(), plan.to(torch.float64), None if bias is None else bias.double(), activation)
+
+
+def plain(x: Tensor, plan: PackedPlan, bias: Tensor | None, activation: str) -> Tensor:
+    """The reference in the inputs' own dtype, differentiable: what plain PyTorch would give."""
+    if bias is not None and bias.ndim == 1:
+        bias = bias.expand(plan.regions, -1)
+    return reference.lowrank_conv2d(x, plan.v, plan.u, bias, *plan.tensors, plan.geometry.flat(), activation)
+
+
+def error_ratio(got: Tensor, plain: Tensor, exact: Tensor) -> float:
+    """Error of ``got`` over twice that of plain PyTorch at the same dtype, both against float64: at most 1 passes.
+
+    The floor is one rounding of the largest value: where plain PyTorch happens to be exact, so much is still fair.
+    Values that are not finite, or a wrong shape or dtype, give infinity.
+    """
+    if got.shape != exact.shape or got.dtype != plain.dtype:
+        return float("inf")
+    if got.numel() == 0:
+        return 0.0
+    error = (got.double() - exact).abs().max().item()
+    allowed = 2 * (plain.double() - exact).abs().max().item()
+    floor = torch.finfo(plain.dtype).eps * exact.abs().max().item()
+    if error == 0:
+        return 0.0
+    return error / max(allowed, floor, 1e-300) if error == error else float("inf")
