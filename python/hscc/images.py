@@ -81,14 +81,9 @@ class ClassFolders(torch.utils.data.Dataset):
         if missing:
             present = sorted(p.name for p in root.iterdir() if p.is_dir())
             raise FileNotFoundError(f"labels missing in {str(root)!r}: got {present}, expected {list(spec.classes)}")
-        self.files = [
-            (path, label)
-            for label, name in enumerate(spec.classes)
-            for path in sorted((root / name).rglob("*"))
-            if path.suffix.lower() in SUFFIXES
-        ]
+        self.files = [(path, label) for label, name in enumerate(spec.classes) for path in _pictures(root / name)]
         if not self.files:
-            raise ValueError(f"no images in {str(root)!r}: expected files ending in {sorted(SUFFIXES)}")
+            raise _no_images(root)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -96,6 +91,32 @@ class ClassFolders(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]
         return self.spec.preprocess(read_image(path, self.spec)[None])[0], label
+
+
+class Pictures(torch.utils.data.Dataset):
+    """All images below a folder, without labels; items are float32 (C, H, W). Raises as :class:`ClassFolders`."""
+
+    def __init__(self, root: str | Path, spec: ImageSpec):
+        self.spec = spec
+        if not Path(root).is_dir():
+            raise FileNotFoundError(f"data: got {str(root)!r}, expected a folder of images")
+        self.files = _pictures(Path(root))
+        if not self.files:
+            raise _no_images(root)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.spec.preprocess(read_image(self.files[index], self.spec)[None])[0]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _no_images(root: str | Path) -> ValueError:
+    return ValueError(f"data: got no images in {str(root)!r}, expected files ending in {sorted(SUFFIXES)}")
 
 
 def read_image(path: Path, spec: ImageSpec) -> np.ndarray:

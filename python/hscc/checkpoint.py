@@ -1,0 +1,153 @@
+"""Compressed models as one safetensors file: tensors plus versioned JSON; no pickle, no dense weights needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hscc_kernels import Geometry, PackedPlan
+
+from .layer import HSCConv2d
+from .report import Report
+from .surgery import swap_
+
+_KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 1
+_TENSORS = ("v", "u", "bias", "positions", "rows", "channels", "work", "clusters")
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    report: Report | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a compressed model; an interrupted write leaves no half file.
+
+    Args:
+        report: kept with the weights, so that ``load_`` can return it.
+        metadata: further texts for the file's header, e.g. ``{"hscc.images": spec.to_json()}``.
+    """
+    from safetensors.torch import save as to_bytes
+
+    names = list(model.named_modules(remove_duplicate=False))
+    layers = {name: _describe(module) for name, module in names if isinstance(module, HSCConv2d)}
+    if not layers:
+        raise ValueError("model: got one without HSCConv2d, expected a compressed model")
+    tensors, first, shared = {}, {}, {}
+    for key, tensor in model.state_dict().items():
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else key
+        if identity in first:
+            shared[key] = first[identity]
+        else:
+            first[identity] = key
+            tensors[key] = tensor.detach().contiguous().cpu()
+    header = {
+        "_type": _TYPE,
+        "_version": _VERSION,
+        "layers": layers,
+        "shared": shared,
+        "report": None if report is None else report.to_dict(),
+    }
+    _write(Path(path), to_bytes(tensors, {**(metadata or {}), _KEY: json.dumps(header)}))
+
+
+def load_(model: nn.Module, path: str | Path) -> Report | None:
+    """Turns a fresh dense model of the same architecture into the saved compressed one, in place.
+
+    The model is changed only when the whole file fits. Returns the report that was saved with it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, foreign, of an unknown version, or made from another architecture.
+    """
+    tensors, header = _read(Path(path))
+    tensors |= {key: tensors[other] for key, other in header["shared"].items()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    built: dict[str, HSCConv2d] = {}
+    by_factor: dict[int, HSCConv2d] = {}
+    for name, layer in header["layers"].items():
+        if not isinstance(modules.get(name), nn.Conv2d):
+            got = type(modules[name]).__name__ if name in modules else "no module"
+            raise ValueError(f"{path}: layer {name!r}: got {got} in the model, expected the dense nn.Conv2d")
+        parts = [tensors.pop(f"{name}.{part}", None) for part in _TENSORS]
+        if any(part is None for part in parts):
+            raise ValueError(f"{path}: layer {name!r}: got a file that lacks its tensors, expected {list(_TENSORS)}")
+        key = id(parts[0])  # a module shared under several names stays shared
+        built[name] = by_factor.setdefault(key, built.get(name) or _build(parts, layer))
+    replaced = tuple(f"{name}." for name in built)
+    rest = {key: value for key, value in model.state_dict().items() if not key.startswith(replaced)}
+    wrong = sorted(key for key in rest.keys() ^ tensors.keys()) or sorted(
+        key for key in rest if rest[key].shape != tensors[key].shape
+    )
+    if wrong:
+        raise ValueError(f"{path}: got other tensors than the model's, e.g. {wrong[0]!r}, expected its architecture")
+    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    for name, module in built.items():
+        swap_(model, (name,), module.to(device).train(model.training))
+    model.load_state_dict(tensors, strict=False)
+    model.to(memory_format=torch.channels_last)
+    return None if header["report"] is None else Report.from_dict(header["report"])
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The header texts of any safetensors file; ValueError when it is unreadable."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint: got {str(path)!r}, expected a file")
+    try:
+        with safe_open(str(path), "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: got an unreadable or truncated file ({error}), expected safetensors") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
+    from safetensors.torch import load_file
+
+    metadata = read_metadata(path)
+    if _KEY not in metadata:
+        raise ValueError(f"{path}: got a file without hscc metadata, expected one written by hscc.save")
+    try:
+        header = json.loads(metadata[_KEY])
+        kind, version = header["_type"], header["_version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: got damaged hscc metadata ({error!r}), expected a checkpoint header") from error
+    if kind != _TYPE or version != _VERSION:
+        raise ValueError(f"{path}: got {kind} version {version}, expected {_TYPE} version {_VERSION}")
+    return load_file(path), header
+
+
+def _describe(layer: HSCConv2d) -> dict:
+    return {
+        "geometry": layer.geometry.flat(),
+        "out_size": layer.out_size,
+        "padding": layer.padding,
+        "padding_mode": layer.padding_mode,
+        "activation": layer.activation,
+    }
+
+
+def _build(tensors: list[Tensor], layer: dict) -> HSCConv2d:
+    v, u, bias, *index = tensors
+    plan = PackedPlan(v, u, *index, Geometry.unflat(layer["geometry"]), tuple(layer["out_size"])).validate()
+    options = {name: layer[name] for name in ("padding", "padding_mode", "activation")}
+    return HSCConv2d(plan, bias, **options)
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

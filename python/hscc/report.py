@@ -1,0 +1,112 @@
+"""What compression did: one row a layer, totals, reasons; prints as a table and serialises to JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One convolution. FLOPs are for one image; a dense layer has no ranks, and ``reason`` says why it stayed so.
+
+    ``error`` is the share of the layer's output energy that the factors miss on the calibration data.
+    """
+
+    name: str
+    dense_flops: int
+    flops: int
+    dense_parameters: int
+    parameters: int
+    ranks: tuple[tuple[int | None, ...], ...] = ()
+    region_sizes: tuple[int, ...] = ()
+    error: float = 0.0
+    reason: str | None = None
+    shared_with: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Totals are over all convolutions of the model, the untouched ones with their FLOPs."""
+
+    layers: tuple[LayerReport, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Convolutions that stayed as they were, with the reason."""
+        return {layer.name: layer.reason for layer in self.layers if layer.reason}
+
+    @property
+    def dense_flops(self) -> int:
+        return sum(layer.dense_flops for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        return sum(layer.flops for layer in self.layers)
+
+    @property
+    def dense_parameters(self) -> int:
+        return sum(layer.dense_parameters for layer in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def flop_reduction(self) -> float:
+        return self.dense_flops / max(self.flops, 1)
+
+    @property
+    def parameter_reduction(self) -> float:
+        return self.dense_parameters / max(self.parameters, 1)
+
+    def to_dict(self) -> dict:
+        """Plain data for JSON."""
+        totals = ("dense_flops", "flops", "flop_reduction", "dense_parameters", "parameters", "parameter_reduction")
+        return {**asdict(self), **{name: getattr(self, name) for name in totals}}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Report:
+        layers = tuple(
+            LayerReport(
+                **{
+                    **layer,
+                    "ranks": tuple(tuple(ranks) for ranks in layer["ranks"]),
+                    "region_sizes": tuple(layer["region_sizes"]),
+                    "shared_with": tuple(layer["shared_with"]),
+                }
+            )
+            for layer in data["layers"]
+        )
+        return cls(layers, tuple(data["warnings"]))
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("layer", "regions", "ranks", "MFLOP", "fewer", "parameters", "error")
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                str(len(layer.ranks) or "-"),
+                layer.reason or "; ".join(" ".join("dense" if r is None else str(r) for r in c) for c in layer.ranks),
+                f"{layer.dense_flops / 1e6:.1f} > {layer.flops / 1e6:.1f}",
+                f"{layer.dense_flops / max(layer.flops, 1):.2f}x",
+                f"{layer.dense_parameters} > {layer.parameters}",
+                f"{layer.error:.4f}",
+            )
+        table.add_section()
+        table.add_row(
+            "all",
+            "",
+            "",
+            f"{self.dense_flops / 1e6:.1f} > {self.flops / 1e6:.1f}",
+            f"{self.flop_reduction:.2f}x",
+            f"{self.dense_parameters} > {self.parameters}",
+        )
+        console = Console(width=120)
+        with console.capture() as capture:
+            console.print(table)
+            for warning in self.warnings:
+                console.print(f"warning: {warning}", markup=False, highlight=False)
+        return capture.get()
