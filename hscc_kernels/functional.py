@@ -38,8 +38,14 @@ def lowrank_conv2d(
         TypeError, ValueError: an argument does not fit; the text gives got and expected.
         BackendUnavailable: the named backend cannot run this call.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, expected a torch.Tensor")
+    if not isinstance(plan, PackedPlan):
+        raise TypeError(f"plan: got {type(plan).__name__}, expected a PackedPlan")
     v, u = plan.v, plan.u
-    if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if x.device != v.device:
+        raise ValueError(f"x: got device {x.device}, expected {v.device} as the plan's factors")
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, v, u = x.to(dtype), v.to(dtype), u.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -51,18 +57,12 @@ def lowrank_conv2d(
 
 
 def _check(x: Tensor, plan: PackedPlan, v: Tensor, bias: Tensor | None, activation: str) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, expected a torch.Tensor")
-    if not isinstance(plan, PackedPlan):
-        raise TypeError(f"plan: got {type(plan).__name__}, expected a PackedPlan")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: got {activation!r}, expected one of {list(ACTIVATIONS)}")
     if x.ndim != 4 or x.shape[1] != plan.in_channels:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, {plan.in_channels}, H, W)")
     if x.dtype != v.dtype:
         raise TypeError(f"x: got {x.dtype}, expected {v.dtype} as the plan's factors")
-    if x.device != v.device:
-        raise ValueError(f"x: got device {x.device}, expected {v.device} as the plan's factors")
     size = plan.geometry.out_size(x.shape[2], x.shape[3])
     if size != tuple(plan.out_size):
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -149,10 +149,8 @@ def batches(calibration: Iterable, model: nn.Module) -> Iterator[Any]:
 
 
 def _forward(model: nn.Module, batch: Any) -> None:
-    try:
+    with suppress(_Seen):
         model(**batch) if isinstance(batch, Mapping) else model(batch)
-    except _Seen:
-        pass
 
 
 @contextmanager

@@ -1,0 +1,87 @@
+// First stage: Z = V x, inner products of factor rows with patches. Included once for every instruction set.
+//
+// The vector lanes run along the patch, so each accumulator is one (row, position) pair: ranks of any size fill the
+// registers, and neither rows nor positions need to be next to each other in memory.
+#pragma once
+
+#include "patches.h"
+
+namespace hscc::cpu::HSCC_ISA {
+
+// Sums the lanes of acc[i] into lane i, for up to kLanes of them: a tree that folds pairs at distance 1, 2, 4, ...
+// The order of the additions is the same for every count, so that no result depends on how work was cut into tiles.
+template <int kDistance, int kCount>
+inline Vec merge(Vec* acc) {
+  if constexpr (kDistance == kLanes)
+    return acc[0];
+  else {
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; i += 2) acc[i / 2] = fold<kDistance>(acc[i], acc[i + 1 < kCount ? i + 1 : i]);
+    return merge<2 * kDistance, (kCount + 1) / 2>(acc);
+  }
+}
+
+// out[i] = the sum of the lanes of acc[i] (+ out[i]). Destroys acc.
+template <int kCount>
+inline void reduce(Vec* acc, float* out, bool accumulate) {
+  constexpr int kGroup = kCount < kLanes ? kCount : kLanes;
+  const Vec sum = merge<1, kGroup>(acc);
+  store(out, accumulate ? add(sum, load(out, kGroup)) : sum, kGroup);
+  if constexpr (kCount > kLanes) reduce<kCount - kLanes>(acc + kLanes, out + kLanes, accumulate);
+}
+
+// z[n][m] (+)= row n . patch m over some segments; ``x`` holds kPositions pointers a segment.
+template <int M, int N>
+void dot_block(const Segment* segment, const Segment* end, const float* const* x, const float* const* rows, float* z,
+               bool accumulate) {
+  Vec acc[N * M];
+#pragma GCC unroll 32
+  for (int i = 0; i < N * M; ++i) acc[i] = zero();
+  for (; segment != end; ++segment, x += kPositions) {
+    const float *v[N], *patch[M];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) v[n] = rows[n] + segment->v_offset;
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) patch[m] = x[m];
+    const int64_t length = segment->length;
+    int64_t k = 0;
+    for (; k + kLanes <= length; k += kLanes) {
+      Vec b[N];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) b[n] = load(v[n] + k);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const Vec a = load(patch[m] + k);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) acc[n * M + m] = fma(a, b[n], acc[n * M + m]);
+      }
+    }
+    if (k < length) {
+      Vec b[N];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) b[n] = load(v[n] + k, length - k);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const Vec a = load(patch[m] + k, length - k);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) acc[n * M + m] = fma(a, b[n], acc[n * M + m]);
+      }
+    }
+  }
+  reduce<N * M>(acc, z, accumulate);
+}
+
+using DotBlock = void (*)(const Segment*, const Segment*, const float* const*, const float* const*, float*, bool);
+
+template <int M = kPositions, int N = kRows>
+DotBlock select_dot_block(int positions, int rows) {
+  if constexpr (M > 1) {
+    if (positions < M) return select_dot_block<M - 1, N>(positions, rows);
+  }
+  if constexpr (N > 1) {
+    if (rows < N) return select_dot_block<M, N - 1>(positions, rows);
+  }
+  return dot_block<M, N>;
+}
+
+}  // namespace hscc::cpu::HSCC_ISA

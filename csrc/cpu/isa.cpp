@@ -1,0 +1,59 @@
+#include "isa.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdlib>
+#include <string_view>
+
+namespace hscc::cpu {
+namespace {
+
+bool supported(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::portable:
+      return true;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::avx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+#endif
+  return isa == Isa::portable;
+}
+
+Isa choose() {
+  constexpr Isa preference[] = {Isa::avx512, Isa::avx2, Isa::portable};
+  const char* wanted = std::getenv("HSCC_CPU_ISA");
+  for (Isa isa : preference) {
+    if (wanted == nullptr || *wanted == '\0') {
+      if (supported(isa)) return isa;
+    } else if (std::string_view(wanted) == isa_name(isa)) {
+      STD_TORCH_CHECK(supported(isa), "HSCC_CPU_ISA: got ", wanted, ", which this machine does not support");
+      return isa;
+    }
+  }
+  STD_TORCH_CHECK(false, "HSCC_CPU_ISA: got ", wanted, ", expected avx512, avx2 or portable");
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::portable:
+      return "portable";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+  }
+  return "unknown";
+}
+
+Isa chosen_isa() {
+  static const Isa isa = choose();
+  return isa;
+}
+
+}  // namespace hscc::cpu

@@ -1,0 +1,13 @@
+// Choice of the instruction set at run time.
+#pragma once
+
+namespace hscc::cpu {
+
+enum class Isa { portable, avx2, avx512 };
+
+const char* isa_name(Isa isa);
+
+// The best one of this machine, or the one HSCC_CPU_ISA names; raises when the machine lacks that one.
+Isa chosen_isa();
+
+}  // namespace hscc::cpu

@@ -1,0 +1,84 @@
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "kernel.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+#define HSCC_ISA avx2
+
+namespace hscc::cpu::HSCC_ISA {
+
+using Vec = __m256;
+constexpr int kLanes = 8;
+
+// Register tiles out of 16 registers: 4 x 3 accumulators, 3 operands of one side, one of the other.
+constexpr int kPositions = 4;
+constexpr int kRows = 3;
+constexpr int kVectors = 3;
+
+inline __m256i first(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Vec zero() {
+  return _mm256_setzero_ps();
+}
+inline Vec broadcast(float a) {
+  return _mm256_set1_ps(a);
+}
+inline Vec load(const float* p) {
+  return _mm256_loadu_ps(p);
+}
+inline Vec load(const float* p, int64_t n) {
+  return _mm256_maskload_ps(p, first(n));
+}
+inline void store(float* p, Vec a) {
+  _mm256_storeu_ps(p, a);
+}
+inline void store(float* p, Vec a, int64_t n) {
+  _mm256_maskstore_ps(p, first(n), a);
+}
+inline Vec add(Vec a, Vec b) {
+  return _mm256_add_ps(a, b);
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+inline Vec relu(Vec a) {
+  return _mm256_max_ps(_mm256_setzero_ps(), a);
+}  // keeps NaN, as the second operand
+inline Vec gather(const float* p, const int32_t* index, int64_t n) {
+  const __m256i mask = first(n);
+  return _mm256_mask_i32gather_ps(zero(), p, _mm256_maskload_epi32(index, mask), _mm256_castsi256_ps(mask), 4);
+}
+
+// In every group of 2 * kDistance lanes: the halves of a summed, then those of b.
+template <int kDistance>
+inline Vec fold(Vec a, Vec b) {
+  if constexpr (kDistance == 4) {
+    return add(_mm256_blend_ps(a, b, 0xf0), _mm256_permute2f128_ps(a, b, 0x21));
+  } else if constexpr (kDistance == 2) {
+    return add(_mm256_blend_ps(a, b, 0xcc), _mm256_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 3, 2)));
+  } else {
+    const __m256 even = _mm256_movehdup_ps(a), odd = _mm256_moveldup_ps(b);
+    return add(_mm256_blend_ps(a, b, 0xaa), _mm256_blend_ps(even, odd, 0xaa));
+  }
+}
+
+}  // namespace hscc::cpu::HSCC_ISA
+
+#include "region_kernel.h"
+
+namespace hscc::cpu {
+void run_avx2(const PlanView& plan, const Span* spans, int64_t span_count) {
+  avx2::run(plan, spans, span_count);
+}
+}  // namespace hscc::cpu
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,67 @@
+#include "kernel.h"
+
+#define HSCC_ISA portable
+
+namespace hscc::cpu::HSCC_ISA {
+
+typedef float Vec __attribute__((vector_size(16), aligned(4)));  // SSE, NEON or whatever four floats become
+constexpr int kLanes = 4;
+
+constexpr int kPositions = 4;
+constexpr int kRows = 2;
+constexpr int kVectors = 2;
+
+inline Vec zero() {
+  return Vec{};
+}
+inline Vec broadcast(float a) {
+  return Vec{a, a, a, a};
+}
+inline Vec load(const float* p) {
+  return *reinterpret_cast<const Vec*>(p);
+}
+inline Vec load(const float* p, int64_t n) {
+  Vec a{};
+  for (int64_t i = 0; i < n; ++i) a[i] = p[i];
+  return a;
+}
+inline void store(float* p, Vec a) {
+  *reinterpret_cast<Vec*>(p) = a;
+}
+inline void store(float* p, Vec a, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = a[i];
+}
+inline Vec add(Vec a, Vec b) {
+  return a + b;
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return a * b + c;
+}
+inline Vec relu(Vec a) {
+  return a <= zero() ? zero() : a;
+}  // keeps NaN
+inline Vec gather(const float* p, const int32_t* index, int64_t n) {
+  Vec a{};
+  for (int64_t i = 0; i < n; ++i) a[i] = p[index[i]];
+  return a;
+}
+
+// In every group of 2 * kDistance lanes: the halves of a summed, then those of b.
+template <int kDistance>
+inline Vec fold(Vec a, Vec b) {
+  if constexpr (kDistance == 2) {
+    return Vec{a[0] + a[2], a[1] + a[3], b[0] + b[2], b[1] + b[3]};
+  } else {
+    return Vec{a[0] + a[1], b[0] + b[1], a[2] + a[3], b[2] + b[3]};
+  }
+}
+
+}  // namespace hscc::cpu::HSCC_ISA
+
+#include "region_kernel.h"
+
+namespace hscc::cpu {
+void run_portable(const PlanView& plan, const Span* spans, int64_t span_count) {
+  portable::run(plan, spans, span_count);
+}
+}  // namespace hscc::cpu

@@ -1,0 +1,127 @@
+// hscc::lowrank_conv2d_cpu: checks, layout, one parallel region over shares of equal cost.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "kernel.h"
+#include "plan_tensors.h"
+
+namespace hscc::cpu {
+
+void* thread_scratch(size_t bytes) {
+  struct Free {
+    void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  thread_local std::unique_ptr<char, Free> memory;
+  thread_local size_t size = 0;
+  if (bytes > size) {
+    memory.reset();
+    size = 0;
+    memory.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(64))));
+    size = bytes;
+  }
+  return memory.get();
+}
+
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::stable::Tensor;
+
+Kernel chosen_kernel() {
+#if defined(__x86_64__)
+  switch (chosen_isa()) {
+    case Isa::avx512:
+      return run_avx512;
+    case Isa::avx2:
+      return run_avx2;
+    case Isa::portable:
+      return run_portable;
+  }
+#endif
+  return run_portable;
+}
+
+bool is_nhwc(const Tensor& x) {
+  const auto size = x.sizes();
+  const auto stride = x.strides();
+  int64_t expected = 1;
+  for (int dim : {1, 3, 2, 0}) {
+    if (size[dim] != 1 && stride[dim] != expected) return false;
+    expected *= size[dim];
+  }
+  return true;
+}
+
+// What a position costs: its multiply-adds, and its output in the same unit.
+double position_cost(const PlanView& plan, const WorkItem& item) {
+  double cost = double(item.row_count) * double(plan.patch) + double(plan.out_channels);
+  for (int32_t k = 0; k < item.cluster_count; ++k) {
+    const ClusterItem& c = plan.clusters[item.cluster_start + k];
+    if (c.u_start != kDense) cost += double(c.rank) * c.channel_count;
+  }
+  return cost;
+}
+
+// Cuts the work list, in its order, into shares of equal cost: a fixed function of the plan and the number of shares.
+std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
+  std::vector<double> costs(plan.work_count);
+  double total = 0;
+  for (int64_t i = 0; i < plan.work_count; ++i) {
+    costs[i] = position_cost(plan, plan.work[i]);
+    total += costs[i] * double(plan.batch * plan.work[i].position_count);
+  }
+  std::vector<std::vector<Span>> result(shares);
+  int64_t share = 0;
+  double room = total / double(shares);
+  for (int64_t i = 0; i < plan.work_count; ++i) {
+    const int64_t count = plan.batch * plan.work[i].position_count;
+    for (int64_t begin = 0; begin < count;) {
+      const bool last = share + 1 == shares;
+      const int64_t fits = last ? count - begin : std::min<int64_t>(count - begin, int64_t(room / costs[i] + 0.5));
+      if (fits > 0) result[share].push_back({&plan.work[i], begin, begin + fits});
+      begin += fits;
+      room -= double(fits) * costs[i];
+      if (begin < count) ++share, room = total / double(shares);
+    }
+  }
+  return result;
+}
+
+Tensor lowrank_conv2d(const Tensor& x, const Tensor& v, const Tensor& u, const std::optional<Tensor>& bias,
+                      const Tensor& positions, const Tensor& rows, const Tensor& channels, const Tensor& work,
+                      const Tensor& clusters, const std::vector<int64_t>& geometry, const std::string& activation) {
+  const Kernel kernel = chosen_kernel();
+  const Tensor v_packed = v.is_contiguous() ? v : torch::stable::contiguous(v);
+  const Tensor u_packed = u.is_contiguous() ? u : torch::stable::contiguous(u);
+  PlanView plan =
+      view_plan({x, v_packed, u_packed, bias, positions, rows, channels, work, clusters, geometry, activation});
+  Tensor out = torch::stable::empty({plan.batch, plan.out_channels, plan.out_height, plan.out_width}, x.scalar_type(),
+                                    x.layout(), x.device(), false, MemoryFormat::ChannelsLast);
+  if (out.numel() == 0) return out;
+  const Tensor x_nhwc = is_nhwc(x) ? x : torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+  plan.x = x_nhwc.const_data_ptr<float>();
+  plan.out = out.mutable_data_ptr<float>();
+
+  const auto shares = cut(plan, std::max<int64_t>(1, torch::stable::get_num_threads()));
+  torch::stable::parallel_for(0, int64_t(shares.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) kernel(plan, shares[i].data(), int64_t(shares[i].size()));
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hscc, CPU, m) {
+  m.impl("lowrank_conv2d_cpu", TORCH_BOX(&lowrank_conv2d));
+}
+
+}  // namespace hscc::cpu

@@ -1,0 +1,227 @@
+// The kernel: walks tiles of positions of a region through both stages. Included once for every instruction set.
+#pragma once
+
+#include "first_stage.h"
+#include "patches.h"
+#include "second_stage.h"
+
+namespace hscc::cpu::HSCC_ISA {
+
+constexpr int kTile = 48;            // positions whose Z stays in cache between the stages
+constexpr int64_t kMaxChunk = 2048;  // patch elements whose V panel (kRows of them) stays in the first-level cache
+constexpr int kMaxBlocks = kTile / kPositions + 1;
+
+// Parts of near-equal size, none above ``most``: ``begin(i)`` of part i, ``begin(count)`` is the end.
+struct Parts {
+  int64_t total, count;
+  Parts(int64_t total, int64_t most) : total(total), count(ceil_div(total, most)) {}
+  int64_t begin(int64_t i) const { return total * i / count; }
+};
+
+// Hands out cache-aligned pieces of one allocation; with a null base it only measures.
+class Arena {
+public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  template <typename T>
+  T* take(int64_t count) {
+    T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (size_t(count) * sizeof(T) + 63) / 64 * 64;
+    return piece;
+  }
+  size_t used() const { return used_; }
+
+private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+struct Buffers {
+  const float** pointers;
+  Segment* segments;
+  int32_t* chunk_end;
+  float *z, *y, *bias, *zeros;
+  int32_t* inverse;
+
+  Buffers(Arena& arena, const PlanView& plan, int64_t max_rows, int64_t max_segments, int64_t chunks) {
+    pointers = arena.take<const float*>(max_rows ? kMaxBlocks * max_segments * kPositions : 0);
+    segments = arena.take<Segment>(max_rows ? kMaxBlocks * max_segments : 0);
+    chunk_end = arena.take<int32_t>(kMaxBlocks * chunks);
+    z = arena.take<float>(kTile * max_rows);
+    y = arena.take<float>(kTile * plan.out_channels);
+    bias = arena.take<float>(plan.out_channels);
+    zeros = arena.take<float>(max_rows ? plan.in_channels : 0);
+    inverse = arena.take<int32_t>(plan.out_channels);
+  }
+};
+
+class RegionKernel {
+public:
+  RegionKernel(const PlanView& plan, const Buffers& buffers, PatchBuilder& patches)
+      : plan_(plan), b_(buffers), patches_(patches) {
+    for (int m = 0; m < kPositions; ++m) {
+      for (int n = 0; n < kRows; ++n) dot_block_[m][n] = select_dot_block(m + 1, n + 1);
+      for (int n = 0; n < kVectors; ++n) expand_block_[m][n] = select_expand_block(m + 1, n + 1);
+    }
+  }
+
+  void run(const Span& span) {
+    enter(*span.item);
+    const Parts tiles(span.end - span.begin, kTile);
+    for (int64_t t = 0; t < tiles.count; ++t) run_tile(span.begin + tiles.begin(t), span.begin + tiles.begin(t + 1));
+  }
+
+private:
+  // Bias in the clusters' order; whether each cluster's channels are neighbours, and if not, where each channel is.
+  void enter(const WorkItem& item) {
+    item_ = &item;
+    const int32_t* order = plan_.channels + item.region * plan_.out_channels;
+    const float* bias = plan_.bias ? plan_.bias + item.region * plan_.bias_region_stride : nullptr;
+    for (int64_t c = 0; c < plan_.out_channels; ++c) {
+      b_.bias[c] = bias ? bias[order[c] * plan_.bias_channel_stride] : 0;
+      b_.inverse[c] = 0;
+    }
+    permuted_ = false;
+    for (int32_t k = 0; k < item.cluster_count; ++k) {
+      const ClusterItem& c = plan_.clusters[item.cluster_start + k];
+      for (int32_t i = 1; i < c.channel_count; ++i) {
+        permuted_ |= order[c.channel_start + i] != order[c.channel_start] + i;
+      }
+    }
+    if (permuted_) {
+      for (int64_t c = 0; c < plan_.out_channels; ++c) b_.inverse[order[c]] = int32_t(c);
+    }
+  }
+
+  void run_tile(int64_t begin, int64_t end) {
+    locate(begin, end);
+    if (item_->row_count > 0) {
+      for (int64_t c = 0; c < patches_.chunks(); ++c) first_stage(c);
+    }
+    second_stage();
+    if (permuted_) permute(int(end - begin));
+  }
+
+  // Addresses of the tile's patches and outputs.
+  void locate(int64_t begin, int64_t end) {
+    Window windows[kTile];
+    const int64_t pixels = plan_.out_height * plan_.out_width;
+    int64_t image = begin / item_->position_count, i = begin % item_->position_count;
+    for (int64_t m = 0; m < end - begin; ++m) {
+      const int32_t position = plan_.positions[item_->position_start + i];
+      windows[m] = patches_.window(image, position);
+      out_[m] = plan_.out + (image * pixels + position) * plan_.out_channels;
+      target_[m] = permuted_ ? b_.y + m * plan_.out_channels : out_[m];
+      if (++i == item_->position_count) i = 0, ++image;
+    }
+    const Parts parts(end - begin, kPositions);
+    block_count_ = int(parts.count);
+    const int64_t max_segments = patches_.max_segments();
+    for (int b = 0; b < block_count_; ++b) {
+      Block& block = blocks_[b];
+      block.first = int(parts.begin(b));
+      block.positions = int(parts.begin(b + 1)) - block.first;
+      if (item_->row_count == 0) continue;
+      block.segments = b_.segments + b * max_segments;
+      block.pointers = b_.pointers + b * max_segments * kPositions;
+      block.chunk_end = b_.chunk_end + b * patches_.chunks();
+      patches_.build(block, windows + block.first);
+    }
+  }
+
+  // Z of a block is (rows, positions of the block); blocks follow each other.
+  float* z(const Block& block, int64_t row) const {
+    return b_.z + int64_t(block.first) * item_->row_count + row * block.positions;
+  }
+
+  void first_stage(int64_t chunk) {
+    const int32_t* order = plan_.rows + item_->row_start;
+    const Parts parts(item_->row_count, kRows);
+    for (int64_t r = 0; r < parts.count; ++r) {
+      const int64_t begin = parts.begin(r), count = parts.begin(r + 1) - begin;
+      const float* rows[kRows];
+      for (int64_t n = 0; n < count; ++n) rows[n] = plan_.v + order[begin + n] * plan_.patch;
+      for (int b = 0; b < block_count_; ++b) {
+        const Block& block = blocks_[b];
+        const int32_t from = chunk ? block.chunk_end[chunk - 1] : 0, to = block.chunk_end[chunk];
+        dot_block_[block.positions - 1][count - 1](block.segments + from, block.segments + to,
+                                                   block.pointers + from * kPositions, rows, z(block, begin),
+                                                   chunk > 0);
+      }
+    }
+  }
+
+  void second_stage() {
+    const int32_t* order = plan_.channels + item_->region * plan_.out_channels;
+    for (int32_t k = 0; k < item_->cluster_count; ++k) {
+      const ClusterItem& c = plan_.clusters[item_->cluster_start + k];
+      if (c.channel_count == 0) continue;
+      const int64_t offset = permuted_ ? c.channel_start : order[c.channel_start];
+      Cluster cluster{plan_.u + c.u_start, b_.bias + c.channel_start, c.rank, c.channel_count, plan_.relu};
+      if (c.u_start == kDense) {
+        for (int b = 0; b < block_count_; ++b) {
+          const Block& block = blocks_[b];
+          copy_block(cluster, z(block, c.row_start), block.positions, target_ + block.first, offset);
+        }
+        continue;
+      }
+      const Parts panels(ceil_div(c.channel_count, kLanes), kVectors);
+      for (int64_t i = 0; i < panels.count; ++i) {
+        const int64_t begin = panels.begin(i), vectors = panels.begin(i + 1) - begin;
+        const int64_t start = begin * kLanes, last = smaller(c.channel_count - start - (vectors - 1) * kLanes, kLanes);
+        cluster.u = plan_.u + c.u_start + start;
+        cluster.bias = b_.bias + c.channel_start + start;
+        for (int b = 0; b < block_count_; ++b) {
+          const Block& block = blocks_[b];
+          expand_block_[block.positions - 1][vectors - 1](cluster, z(block, c.row_start), target_ + block.first,
+                                                          offset + start, last);
+        }
+      }
+    }
+  }
+
+  void permute(int positions) {
+    for (int m = 0; m < positions; ++m) {
+      for (int64_t c = 0; c < plan_.out_channels; c += kLanes) {
+        const int64_t n = smaller(plan_.out_channels - c, kLanes);
+        store(out_[m] + c, gather(target_[m], b_.inverse + c, n), n);
+      }
+    }
+  }
+
+  const PlanView& plan_;
+  const Buffers& b_;
+  PatchBuilder& patches_;
+  const WorkItem* item_ = nullptr;
+  bool permuted_ = false;
+  int block_count_ = 0;
+  Block blocks_[kMaxBlocks];
+  float* out_[kTile];
+  float* target_[kTile];
+  DotBlock dot_block_[kPositions][kRows];
+  ExpandBlock expand_block_[kPositions][kVectors];
+};
+
+inline int64_t chunk_size(const PlanView& plan) {
+  if (plan.patch <= kMaxChunk) return plan.patch > 0 ? plan.patch : 1;
+  const int64_t even = ceil_div(plan.patch, ceil_div(plan.patch, kMaxChunk));
+  return ceil_div(even, kLanes) * kLanes;
+}
+
+inline void run(const PlanView& plan, const Span* spans, int64_t span_count) {
+  int64_t max_rows = 0;
+  for (int64_t s = 0; s < span_count; ++s) {
+    if (spans[s].item->row_count > max_rows) max_rows = spans[s].item->row_count;
+  }
+  const int64_t chunk = chunk_size(plan), chunks = ceil_div(plan.patch, chunk);
+  const int64_t max_segments = plan.geometry.kernel_h * plan.geometry.kernel_w + chunks;
+  Arena measure(nullptr);
+  Buffers(measure, plan, max_rows, max_segments, chunks);
+  Arena arena(thread_scratch(measure.used()));
+  const Buffers buffers(arena, plan, max_rows, max_segments, chunks);
+  if (max_rows) __builtin_memset(buffers.zeros, 0, size_t(plan.in_channels) * sizeof(float));
+  PatchBuilder patches(plan, chunk, buffers.zeros);
+  RegionKernel kernel(plan, buffers, patches);
+  for (int64_t s = 0; s < span_count; ++s) kernel.run(spans[s]);
+}
+
+}  // namespace hscc::cpu::HSCC_ISA

@@ -1,0 +1,79 @@
+// Second stage: y = U Z + bias, activation. Included once for every instruction set.
+//
+// A matrix product with the vector lanes along a cluster's channels; the first stage left Z packed as it is read here.
+#pragma once
+
+#include "patches.h"
+
+namespace hscc::cpu::HSCC_ISA {
+
+// Where a block's results go: channel c of its position m to out[m][c].
+struct Cluster {
+  const float* u;     // (rank, stride), the first of the columns wanted
+  const float* bias;  // a value a column
+  int64_t rank, stride;
+  bool relu;
+};
+
+// N vectors of channels, the last of ``last`` lanes, for M positions; z is (rank, M).
+template <int M, int N>
+void expand_block(const Cluster& cluster, const float* z, float* const* out, int64_t offset, int64_t last) {
+  Vec acc[M * N];
+#pragma GCC unroll 32
+  for (int i = 0; i < M * N; ++i) acc[i] = zero();
+  const float* u = cluster.u;
+  for (int64_t k = 0; k < cluster.rank; ++k, u += cluster.stride, z += M) {
+    Vec b[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) b[n] = n + 1 < N ? load(u + n * kLanes) : load(u + n * kLanes, last);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const Vec a = broadcast(z[m]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) acc[m * N + n] = fma(a, b[n], acc[m * N + n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) {  // last, because sums of small numbers round less than sums that start from the bias
+    const float* p = cluster.bias + n * kLanes;
+    const Vec bias = n + 1 < N ? load(p) : load(p, last);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) acc[m * N + n] = add(acc[m * N + n], bias);
+  }
+  if (cluster.relu) {
+#pragma GCC unroll 32
+    for (int i = 0; i < M * N; ++i) acc[i] = relu(acc[i]);
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    float* p = out[m] + offset;
+#pragma GCC unroll 8
+    for (int n = 0; n + 1 < N; ++n) store(p + n * kLanes, acc[m * N + n]);
+    store(p + (N - 1) * kLanes, acc[m * N + N - 1], last);
+  }
+}
+
+using ExpandBlock = void (*)(const Cluster&, const float*, float* const*, int64_t, int64_t);
+
+template <int M = kPositions, int N = kVectors>
+ExpandBlock select_expand_block(int positions, int vectors) {
+  if constexpr (M > 1) {
+    if (positions < M) return select_expand_block<M - 1, N>(positions, vectors);
+  }
+  if constexpr (N > 1) {
+    if (vectors < N) return select_expand_block<M, N - 1>(positions, vectors);
+  }
+  return expand_block<M, N>;
+}
+
+// A dense cluster: its rows of z are the outputs.
+inline void copy_block(const Cluster& cluster, const float* z, int positions, float* const* out, int64_t offset) {
+  for (int m = 0; m < positions; ++m) {
+    for (int64_t c = 0; c < cluster.rank; ++c) {
+      const float y = z[c * positions + m] + cluster.bias[c];
+      out[m][offset + c] = cluster.relu && y <= 0 ? 0 : y;
+    }
+  }
+}
+
+}  // namespace hscc::cpu::HSCC_ISA

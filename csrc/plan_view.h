@@ -1,0 +1,43 @@
+// PlanView: one call of lowrank_conv2d as plain sizes and pointers, checked so that no kernel can leave its tensors.
+#pragma once
+
+#include <cstdint>
+
+namespace hscc {
+
+// A row of the plan's work list, as in hscc_kernels/plan.py.
+struct WorkItem {
+  int32_t region, position_start, position_count, row_start, row_count, cluster_start, cluster_count, macs;
+};
+
+// A row of the plan's cluster table; u_start == kDense means that the first-stage rows are the outputs.
+struct ClusterItem {
+  int32_t channel_start, channel_count, row_start, rank, u_start;
+};
+constexpr int32_t kDense = -1;
+
+struct Geometry {
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+
+// Shapes: x (batch, height, width, in_channels), v (pool_rows, patch), out (batch, out_height, out_width,
+// out_channels).
+struct PlanView {
+  int64_t batch, height, width, in_channels, out_height, out_width, out_channels;
+  int64_t patch, pool_rows, regions, work_count, row_total, cluster_total, u_size;
+  Geometry geometry;
+  const float* x;
+  const float* v;
+  const float* u;
+  const float* bias;  // (regions, out_channels) by the strides below, or null
+  int64_t bias_region_stride, bias_channel_stride;
+  const int32_t* positions;
+  const int32_t* rows;
+  const int32_t* channels;
+  const WorkItem* work;
+  const ClusterItem* clusters;
+  float* out;
+  bool relu;
+};
+
+}  // namespace hscc

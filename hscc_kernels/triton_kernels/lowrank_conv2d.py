@@ -1,0 +1,298 @@
+"""One Triton launch for all regions and clusters of a low-rank convolution; V x_p never leaves the chip.
+
+A program takes BP (image, position) pairs of one region, gathers their patches through the region's index map,
+and keeps a *window*: V x_p for BR consecutive rows of the region's list, ready for the second stage. Clusters are
+walked in order, and one whose slice lies in the window reuses it: a region of at most BR rows reads its patches
+once, however many its clusters and however their slices overlap.
+No index that is read from a tensor is trusted: each is clamped or masked before it becomes an address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..plan import DENSE, ClusterItem, Geometry, WorkItem
+from .configs import Config, Problem, candidates
+
+_DENSE = tl.constexpr(DENSE)
+_WORK_WIDTH = tl.constexpr(len(WorkItem._fields))
+_CLUSTER_WIDTH = tl.constexpr(len(ClusterItem._fields))
+
+
+@triton.jit
+def _first_stage(
+    x, v, rows, base, top, left, inside, first_row, last_row, H, W, C, Q, S,
+    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, PRECISION: tl.constexpr,
+    BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """V x_p for BR rows of the list from first_row on: [BP, BR] in the dtype of x, zero from last_row on."""
+    KH: tl.constexpr = GEOMETRY[0]
+    KW: tl.constexpr = GEOMETRY[1]
+    DH: tl.constexpr = GEOMETRY[6]
+    DW: tl.constexpr = GEOMETRY[7]
+    r = first_row + tl.arange(0, BR)
+    row = tl.load(rows + r, mask=(r >= 0) & (r < last_row) & (r < S), other=-1)  # [BR]
+    row_ok = (row >= 0) & (row < Q)
+    # A run is what a patch finds in one piece of memory: a tap's channels, or a whole kernel row's where they are few.
+    if WHOLE_ROW:
+        RUNS: tl.constexpr = KH
+        ACROSS: tl.constexpr = 1
+        length = KW * C
+    else:
+        RUNS: tl.constexpr = KH * KW
+        ACROSS: tl.constexpr = KW
+        length = C
+    row_base = row.to(tl.int64) * (KH * KW * C)
+    z = tl.zeros((BP, BR), tl.float32)
+    for step in range(0, RUNS * tl.cdiv(length, BK)):
+        run = step % RUNS  # innermost: neighbouring taps share pixels, which are then still in L1
+        e = step // RUNS * BK + tl.arange(0, BK)  # [BK]
+        down = run // ACROSS * DH
+        right = run % ACROSS * DW
+        h_ok = inside & (top + down >= 0) & (top + down < H)
+        if WHOLE_ROW:
+            column = left[:, None] + (e // C)[None, :]
+            ok = h_ok[:, None] & (column >= 0) & (column < W) & (e < length)[None, :]
+        else:
+            ok = (h_ok & (left + right >= 0) & (left + right < W))[:, None] & (e < length)[None, :]
+        pixel = base + (down.to(tl.int64) * W + right) * C
+        a = tl.load(x + pixel[:, None] + e[None, :], mask=ok, other=0.0, cache_modifier=".ca")  # [BP, BK]
+        weight_ok = row_ok[:, None] & (e < length)[None, :]
+        b = tl.load(v + row_base[:, None] + (run * length + e)[None, :], mask=weight_ok, other=0.0)  # [BR, BK]
+        z = tl.dot(a, b.T, z, input_precision=PRECISION)
+    # A masked row is zero times x, which is NaN where x is infinite.
+    return tl.where(row_ok[None, :], z, 0.0).to(x.dtype.element_ty)
+
+
+@triton.jit
+def _second_stage(
+    y, z, u, s, o, first, last, count, u_start, stride,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y + z U for rows first..last of a cluster's slice; column i of z is row s[i]. A dense cluster's U is 1."""
+    s_ok = (s >= first) & (s < last)  # [BR]
+    dense = u_start == _DENSE
+    block = u + u_start + s.to(tl.int64)[:, None] * stride + o[None, :]
+    w = tl.load(block, mask=(s_ok & (u_start != _DENSE))[:, None] & (o < count)[None, :], other=0.0)  # [BR, BO]
+    w = tl.where(dense & s_ok[:, None] & (s[:, None] == o[None, :]), 1.0, w).to(z.dtype)
+    return tl.dot(tl.where(s_ok[None, :], z, 0.0).to(z.dtype), w, y, input_precision=PRECISION)
+
+
+@triton.jit
+def _store(
+    y, out, bias, channels, bias_row, channel_row, pixel, inside, o, first_channel, count, O,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, ONE_CLUSTER: tl.constexpr,
+):  # fmt: skip
+    """Bias, activation, and the way back through the channel permutation."""
+    slot = first_channel + o
+    o_ok = (o < count) & (slot >= 0) & (slot < O)
+    channel = tl.load(channels + channel_row + slot, mask=o_ok, other=-1)  # [BO]
+    o_ok = o_ok & (channel >= 0) & (channel < O)
+    if HAS_BIAS:
+        y += tl.load(bias + bias_row + channel, mask=o_ok, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        y = tl.where(y < 0, 0.0, y)  # keeps NaN, as torch does
+    y = y.to(out.dtype.element_ty)
+    ok = inside[:, None] & o_ok[None, :]
+    if ONE_CLUSTER:
+        # One cluster is rarely permuted, and stores in order are 16 bytes wide instead of 2.
+        if tl.max(tl.where(o_ok, tl.abs(channel - o), 0), 0) == 0:
+            tl.store(out + pixel[:, None] + o[None, :], y, mask=ok)
+        else:
+            tl.store(out + pixel[:, None] + channel[None, :], y, mask=ok)
+    else:
+        tl.store(out + pixel[:, None] + channel[None, :], y, mask=ok)
+
+
+@triton.jit
+def lowrank_conv2d_kernel(
+    x, v, u, bias, positions, rows, channels, work, clusters, out,
+    N, H, W, C, Wo, P, O, Q, S, U, R, K, bias_stride,
+    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, ONE_CLUSTER: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0).to(tl.int64)
+    for rank_of_cost in range(0, R):
+        item = work + rank_of_cost * _WORK_WIDTH
+        region = tl.minimum(tl.maximum(tl.load(item), 0), R - 1)
+        position_start = tl.load(item + 1)
+        position_count = tl.load(item + 2)
+        row_start = tl.load(item + 3)
+        row_end = row_start + tl.load(item + 4)
+        cluster_start = tl.maximum(tl.load(item + 5), 0)
+        cluster_end = tl.minimum(cluster_start + tl.load(item + 6), K)
+        pairs = tl.maximum(position_count, 0).to(tl.int64) * N
+        tiles = tl.cdiv(pairs, BP)
+        while tile < tiles:
+            # One 64-bit division a tile; the pairs then count from the first one's image.
+            first_image = tile * BP // position_count
+            pair = (tile * BP - first_image * position_count).to(tl.int32) + tl.arange(0, BP)  # [BP]
+            slot = position_start + pair % position_count
+            image = first_image + pair // position_count
+            inside = (image < N) & (slot >= 0) & (slot < P)
+            place = tl.load(positions + slot, mask=inside, other=-1)
+            inside = inside & (place >= 0) & (place < P)
+            top = place // Wo * GEOMETRY[2] - GEOMETRY[4]
+            left = place % Wo * GEOMETRY[3] - GEOMETRY[5]
+            base = ((image * H + top) * W + left) * C
+            pixel = (image * P + place) * O
+
+            window = -BR  # the first row of the slice list that z holds; holds none yet
+            z = tl.zeros((BP, BR), x.dtype.element_ty)
+            for k in range(cluster_start, cluster_end):
+                cluster = clusters + k * _CLUSTER_WIDTH
+                first_channel = tl.load(cluster)
+                count = tl.minimum(tl.load(cluster + 1), O)
+                slice_start = tl.maximum(tl.load(cluster + 2), 0)
+                rank = tl.load(cluster + 3)
+                u_start = tl.load(cluster + 4)
+                if ONE_CLUSTER:
+                    stride = O
+                    u_start = tl.where(u_start == _DENSE, u_start, u_start // O * O)
+                else:
+                    stride = count
+                u_end = u_start + rank.to(tl.int64) * stride
+                rank = tl.where((u_start == _DENSE) | ((u_start >= 0) & (u_end <= U)), rank, 0)
+                if rank <= BR:
+                    if rank > 0 and (slice_start < window or slice_start + rank > window + BR):
+                        window = slice_start
+                        z = _first_stage(
+                            x, v, rows, base, top, left, inside, row_start + window, row_end, H, W, C, Q, S,
+                            GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
+                        )  # fmt: skip
+                    s = window - slice_start + tl.arange(0, BR)
+                    for o0 in range(0, count, BO):
+                        o = o0 + tl.arange(0, BO)
+                        y = tl.zeros((BP, BO), tl.float32)
+                        y = _second_stage(y, z, u, s, o, 0, rank, count, u_start, stride, PRECISION)
+                        _store(
+                            y, out, bias, channels, region * bias_stride, region * O, pixel, inside, o,
+                            first_channel, count, O, HAS_BIAS, RELU, ONE_CLUSTER,
+                        )  # fmt: skip
+                else:
+                    for o0 in range(0, count, BO):
+                        o = o0 + tl.arange(0, BO)
+                        y = tl.zeros((BP, BO), tl.float32)
+                        begin = tl.where(u_start == _DENSE, o0, 0)
+                        end = tl.where(u_start == _DENSE, tl.minimum(o0 + BO, rank), rank)
+                        for r0 in range(begin, end, BR):
+                            stop = tl.minimum(r0 + BR, end)
+                            if slice_start + r0 < window or slice_start + stop > window + BR:
+                                window = slice_start + r0
+                                z = _first_stage(
+                                    x, v, rows, base, top, left, inside, row_start + window, row_end, H, W, C, Q, S,
+                                    GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
+                                )  # fmt: skip
+                            s = window - slice_start + tl.arange(0, BR)
+                            y = _second_stage(y, z, u, s, o, r0, stop, count, u_start, stride, PRECISION)
+                        _store(
+                            y, out, bias, channels, region * bias_stride, region * O, pixel, inside, o,
+                            first_channel, count, O, HAS_BIAS, RELU, ONE_CLUSTER,
+                        )  # fmt: skip
+            tile += tl.num_programs(0)
+        tile -= tiles
+
+
+def precision(dtype: torch.dtype) -> str:
+    """fp32 products are exact unless PyTorch was told that TF32 will do for matrix products."""
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
+
+
+def _check(x, v, u, bias, positions, channels, work, clusters, geometry: Geometry, out_size: tuple[int, int]) -> None:
+    """Shapes and types that the kernel's addresses rest on; values are masked inside it."""
+    patch = geometry.kernel[0] * geometry.kernel[1] * x.shape[1]
+    regions, out_channels = channels.shape
+    if not x.dtype == v.dtype == u.dtype:
+        raise TypeError(f"dtypes: got x {x.dtype}, v {v.dtype}, u {u.dtype}, expected one")
+    for name, got, expected in (
+        ("v", v.shape[1:], (patch,)),
+        ("bias", (regions, out_channels) if bias is None else bias.shape, (regions, out_channels)),
+        ("positions", positions.shape, (out_size[0] * out_size[1],)),
+        ("work", work.shape, (regions, len(WorkItem._fields))),
+        ("clusters", clusters.shape[1:], (len(ClusterItem._fields),)),
+    ):
+        if tuple(got) != tuple(expected):
+            raise ValueError(f"{name}: got shape {tuple(got)}, expected {tuple(expected)}")
+
+
+def lowrank_conv2d(
+    x: Tensor,
+    v: Tensor,
+    u: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    rows: Tensor,
+    channels: Tensor,
+    work: Tensor,
+    clusters: Tensor,
+    geometry: Sequence[int],
+    activation: str,
+    config: Config | None = None,
+) -> Tensor:
+    """x (N, C, H, W), bias (R, O) or None -> (N, O, Ho, Wo), channels last in memory. No sync; autograd is the op's."""
+    geometry = Geometry.unflat(geometry)
+    out_size = geometry.out_size(*x.shape[2:])
+    _check(x, v, u, bias, positions, channels, work, clusters, geometry, out_size)
+    size = (x.shape[0], channels.shape[1], *out_size)
+    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    if out.numel() == 0:
+        return out
+    problem = Problem(
+        x.dtype, x.shape[1], size[1], geometry, x.shape[0] * positions.shape[0], work.shape[0], clusters.shape[0],
+        rows.shape[0], v.shape[0],
+    )  # fmt: skip
+    x = x.contiguous(memory_format=torch.channels_last)
+    if bias is not None and bias.stride(1) != 1:
+        bias = bias.contiguous()  # a stride of 0 between regions is fine: one bias for all
+    tensors = [t.contiguous() for t in (positions, rows, channels, work, clusters)]
+    arguments = (
+        x, v.contiguous(), u.contiguous(), x if bias is None else bias, *tensors, out,
+        x.shape[0], *x.shape[2:], x.shape[1], out_size[1], positions.shape[0], channels.shape[1], v.shape[0],
+        rows.shape[0], u.shape[0], work.shape[0], clusters.shape[0], 0 if bias is None else bias.stride(0),
+    )  # fmt: skip
+    constants = {
+        "GEOMETRY": tuple(geometry.flat()),
+        "WHOLE_ROW": problem.whole_row,
+        "ONE_CLUSTER": clusters.shape[0] == work.shape[0],
+        "HAS_BIAS": bias is not None,
+        "RELU": activation == "relu",
+        "PRECISION": precision(x.dtype),
+    }
+
+    def launch(config: Config) -> None:
+        grid = min(triton.cdiv(problem.pairs, config.BP) + problem.regions, config.programs(x.device))
+        lowrank_conv2d_kernel[(grid,)](*arguments, **constants, **config.meta())
+
+    with torch.cuda.device_of(x):
+        launch(config or candidates(problem)[0])
+    return out
+
+
+def precision(dtype: torch.dtype) -> str:
+    """fp32 products are exact unless PyTorch was told that TF32 will do for matrix products."""
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
+
+
+def _check(x, v, u, bias, positions, channels, work, clusters, geometry: Geometry, out_size: tuple[int, int]) -> None:
+    """Shapes and types that the kernel's addresses rest on; values are masked inside it."""
+    patch = geometry.kernel[0] * geometry.kernel[1] * x.shape[1]
+    regions, out_channels = channels.shape
+    if not x.dtype == v.dtype == u.dtype:
+        raise TypeError(f"dtypes: got x {x.dtype}, v {v.dtype}, u {u.dtype}, expected one")
+    for name, got, expected in (
+        ("v", v.shape[1:], (patch,)),
+        ("bias", (regions, out_channels) if bias is None else bias.shape, (regions, out_channels)),
+        ("positions", positions.shape, (out_size[0] * out_size[1],)),
+        ("work", work.shape, (regions, len(WorkItem._fields))),
+        ("clusters", clusters.shape[1:], (len(ClusterItem._fields),)),
+    ):
+        if tuple(got) != tuple(expected):
+            raise ValueError(f"{name}: got shape {tuple(got)}, expected {tuple(expected)}")

@@ -1,0 +1,122 @@
+"""Saving and loading: the same outputs, and no half-read or half-written thing whatever the file holds."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import hscc
+import pytest
+import torch
+from hscc.checkpoint import read_metadata
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+@pytest.fixture
+def saved(net, data, tmp_path):
+    """A compressed model, its report and its file."""
+    path = tmp_path / "m.safetensors"
+    model = copy.deepcopy(net)
+    report = hscc.compress_(model, data, hscc.Config(hscc.flops(4), clusters=2))
+    hscc.save(model, path, report=report, metadata={"note": "kept"})
+    return model, report, path
+
+
+def untouched(model: nn.Module, before: nn.Module) -> bool:
+    same = zip(model.state_dict().items(), before.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in same)
+
+
+def test_round_trip_needs_no_dense_weights(saved, net, data) -> None:
+    model, report, path = saved
+    fresh = copy.deepcopy(net)
+    for parameter in fresh.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    assert hscc.load_(fresh, path) == report
+    assert torch.equal(fresh(data[0]), model(data[0]))
+    assert read_metadata(path)["note"] == "kept"
+
+
+def test_shared_modules_stay_shared(data, tmp_path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3)
+            self.b = nn.Conv2d(8, 8, 3, padding=1)
+            self.c = self.b
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x)).relu())
+
+    model = Twice().eval()
+    hscc.compress_(model, data, hscc.Config(hscc.flops(3)))
+    hscc.save(model, tmp_path / "m.safetensors")
+    fresh = Twice().eval()
+    assert hscc.load_(fresh, tmp_path / "m.safetensors") is None
+    assert fresh.b is fresh.c
+    assert torch.equal(fresh(data[0]), model(data[0]))
+
+
+def test_a_dense_model_is_not_a_checkpoint(net, tmp_path) -> None:
+    with pytest.raises(ValueError, match="got one without HSCConv2d, expected a compressed model"):
+        hscc.save(net, tmp_path / "m.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file(saved, monkeypatch) -> None:
+    model, _, path = saved
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        hscc.save(model, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def rewrite(path, *, tensors=None, header=None, metadata=None) -> None:
+    """The file with some tensors, header fields or metadata replaced."""
+    old = read_metadata(path)
+    new_header = json.loads(old["hscc"]) | (header or {})
+    kept = load_file(path) | (tensors or {})
+    save_file(kept, path, metadata if metadata is not None else {"hscc": json.dumps(new_header)})
+
+
+DAMAGE = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "unreadable or truncated"),
+    "half a header": (lambda path: path.write_bytes(path.read_bytes()[:50]), "unreadable or truncated"),
+    "empty": (lambda path: path.write_bytes(b""), "unreadable or truncated"),
+    "noise": (lambda path: path.write_bytes(b"\x80" * 999), "unreadable or truncated"),
+    "foreign": (lambda path: rewrite(path, metadata={"a": "b"}), "without hscc metadata"),
+    "no JSON": (lambda path: rewrite(path, metadata={"hscc": "{"}), "damaged hscc metadata"),
+    "version": (lambda path: rewrite(path, header={"_version": 7}), "got hscc.checkpoint version 7, expected"),
+    "index": (lambda path: rewrite(path, tensors={"2.rows": torch.full((99,), 10**6).int()}), "plan"),
+    "dtype": (lambda path: rewrite(path, tensors={"2.positions": torch.zeros(3)}), "plan.positions"),
+    "bias": (lambda path: rewrite(path, tensors={"2.bias": torch.zeros(3)}), "bias"),
+    "more": (lambda path: rewrite(path, tensors={"zzz": torch.zeros(3)}), "got other tensors than the model's"),
+    "shape": (lambda path: rewrite(path, tensors={"9.bias": torch.zeros(3)}), "got other tensors than the model's"),
+    "geometry": (
+        lambda path: rewrite(path, header={"layers": {"2": {"geometry": [3]}}}),
+        "damaged hscc metadata|other tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_files_change_nothing(saved, net, kind: str) -> None:
+    _, _, path = saved
+    damage, match = DAMAGE[kind]
+    damage(path)
+    before = copy.deepcopy(net)
+    with pytest.raises(ValueError, match=match):
+        hscc.load_(net, path)
+    assert untouched(net, before)
+
+
+def test_other_architectures_are_refused(saved, net) -> None:
+    _, _, path = saved
+    other = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="expected the dense nn.Conv2d"):
+        hscc.load_(other, path)
+    with pytest.raises(FileNotFoundError, match="expected a file"):
+        hscc.load_(net, path.with_name("missing"))

@@ -1,0 +1,203 @@
+"""The whole way on a small network: errors fall, budgets hold, odd layers stay, nothing is lost on the way."""
+
+from __future__ import annotations
+
+import copy
+
+import hscc
+import pytest
+import torch
+from hscc import HSCConv2d
+from torch import nn
+
+
+def relative_error(model: nn.Module, dense: nn.Module, data) -> float:
+    x = torch.cat(list(data))
+    with torch.no_grad():
+        return ((model(x) - dense(x)).norm() / dense(x).norm()).item()
+
+
+def config(reduction: float, **options) -> hscc.Config:
+    return hscc.Config(hscc.flops(reduction), **options)
+
+
+@pytest.mark.parametrize("reconstruction", ["sequential", "independent"])
+@pytest.mark.parametrize("clusters", [1, 3])
+def test_error_falls_as_the_budget_grows(net, data, reconstruction: str, clusters: int) -> None:
+    errors, predicted = [], []
+    for reduction in (12, 6, 3, 1.5, 1):
+        model = copy.deepcopy(net)
+        report = hscc.compress_(model, data, config(reduction, clusters=clusters, reconstruction=reconstruction))
+        assert report.flop_reduction >= reduction
+        errors.append(relative_error(model, net, data))
+        predicted.append(sum(layer.error for layer in report.layers))
+    assert errors == sorted(errors, reverse=True)
+    assert predicted == sorted(predicted, reverse=True)
+    assert errors[-1] < 1e-5
+    assert errors[0] > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"factorization": "weight"}, {"region_method": "grid"}, {"clusters": 2}], ids=str
+)
+def test_energy_threshold(net, data, options: dict) -> None:
+    errors = []
+    for share in (0.5, 0.9, 0.999):
+        model = copy.deepcopy(net)
+        report = hscc.compress_(model, data, hscc.Config(hscc.energy(share), reconstruction="independent", **options))
+        assert all(layer.error <= 1 - share + 1e-6 for layer in report.layers)
+        errors.append(relative_error(model, net, data))
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_activation_factors_beat_weight_factors(net, data) -> None:
+    errors = {}
+    for factorization in ("activation", "weight"):
+        model = copy.deepcopy(net)
+        hscc.compress_(model, data, config(6, factorization=factorization))
+        errors[factorization] = relative_error(model, net, data)
+    assert errors["activation"] < errors["weight"]
+
+
+def test_sequential_beats_independent_on_the_calibration_data(net, data) -> None:
+    errors = {}
+    for reconstruction in ("sequential", "independent"):
+        model = copy.deepcopy(net)
+        hscc.compress_(model, data, config(8, reconstruction=reconstruction))
+        errors[reconstruction] = relative_error(model, net, data)
+    assert errors["sequential"] < errors["independent"]
+
+
+def test_report_counts_what_the_model_holds(net, data) -> None:
+    dense = copy.deepcopy(net)
+    report = hscc.compress_(net, data, config(4, clusters=2))
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, HSCConv2d)}
+    assert set(layers) == {layer.name for layer in report.layers if not layer.reason}
+    for row in report.layers:
+        conv = dense.get_submodule(row.name)
+        positions = {"0": 256, "2": 256, "5": 64}[row.name]
+        assert row.dense_flops == 2 * positions * conv.weight.numel()
+        assert row.dense_parameters == sum(p.numel() for p in conv.parameters())
+        layer = layers[row.name]
+        assert row.flops == layer.plan.flops()
+        assert row.parameters == sum(p.numel() for p in layer.parameters())
+    assert report.flop_reduction == report.dense_flops / report.flops
+    assert "all" in str(report)
+    assert hscc.Report.from_dict(report.to_dict()) == report
+
+
+class Odd(nn.Module):
+    """Convolutions of every kind, one shared under two names and called twice, one that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.shared = nn.Conv2d(8, 8, 3, padding=1)
+        self.also = self.shared
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.custom = type("Custom", (nn.Conv2d,), {})(8, 8, 1)
+        self.transposed = nn.ConvTranspose2d(8, 8, 2, 2)
+        self.volume = nn.Conv3d(8, 8, 1)
+        self.idle = nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        x = self.also(self.shared(self.first(x)).relu()).relu()
+        x = self.transposed(self.custom(self.grouped(x)))
+        return self.volume(x[:, :, None]).mean((2, 3, 4))
+
+
+def test_layers_that_cannot_be_taken_stay_untouched(data) -> None:
+    model = Odd().eval()
+    before = copy.deepcopy(model)
+    report = hscc.compress_(model, data, config(1.5))
+    for name in ("grouped", "custom", "transposed", "volume", "idle"):
+        assert type(getattr(model, name)) is type(getattr(before, name)) or name == "custom"
+        assert torch.equal(getattr(model, name).weight, getattr(before, name).weight)
+        assert report.skipped[name]
+    assert "grouped convolution (groups=4)" in report.skipped["grouped"]
+    assert "Custom is not supported" in report.skipped["custom"]
+    assert "did not run" in report.skipped["idle"]
+    assert model.shared is model.also
+    assert isinstance(model.shared, HSCConv2d)
+    (shared,) = (layer for layer in report.layers if layer.name == "shared")
+    assert shared.shared_with == ("also",)
+    assert shared.flops == 2 * model.shared.plan.flops()
+    assert shared.dense_flops == 2 * 2 * 32 * 32 * 8 * 72
+
+
+def test_total_flops_are_those_that_torch_counts(data) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = Odd().eval()
+    with FlopCounterMode(display=False) as counter:
+        model(data[0][:1])
+    assert hscc.compress_(model, data, config(1.5)).dense_flops == counter.get_total_flops()
+
+
+def test_second_compression_is_refused(net, data) -> None:
+    hscc.compress_(net, data, config(3))
+    with pytest.raises(ValueError, match="model: got one that is compressed already .* expected a dense model"):
+        hscc.compress_(net, data, config(3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"config": hscc.flops(3)}, "config: got Budget, expected hscc.Config"),
+        ({"config": config(3, skip=["7", "x"])}, r"skip: got unknown layers \['x'\]"),
+        ({"calibration": []}, "calibration: got no batch"),
+        ({"model": nn.Conv2d(3, 4, 3)}, "model: got a bare convolution"),
+        ({"config": config(20, skip=["0"])}, "budget: got 20x fewer FLOPs, expected at most"),
+    ],
+)
+def test_bad_input_changes_nothing(net, data, arguments: dict, match: str) -> None:
+    before = copy.deepcopy(net.state_dict())
+    arguments = {"model": net, "calibration": data, "config": config(3)} | arguments
+    with pytest.raises((ValueError, TypeError), match=match):
+        hscc.compress_(**arguments)
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_an_interrupted_run_changes_nothing(net, data, monkeypatch) -> None:
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hscc.compress.calibrate, "paired_moments", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        hscc.compress_(net, data, config(6))
+    assert not any(isinstance(m, HSCConv2d) for m in net.modules())
+
+
+def test_same_seed_same_model(net, data) -> None:
+    models = [copy.deepcopy(net) for _ in range(2)]
+    for model in models:
+        hscc.compress_(model, data, config(5, clusters=2, seed=3))
+    for one, other in zip(*(m.state_dict().values() for m in models), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_skip_leaves_a_layer_alone(net, data) -> None:
+    report = hscc.compress_(net, data, config(2, skip=["2"]))
+    assert type(net[2]) is nn.Conv2d
+    assert report.skipped["2"] == "named in skip"
+    assert report.flop_reduction >= 2
+
+
+def test_branches_and_concatenation(data) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1)
+            self.left, self.right = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+            self.join = nn.Conv2d(24, 8, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(x).relu()
+            return self.join(torch.cat([self.right(x), self.left(x).relu(), x], 1))
+
+    model = Branches().eval()
+    dense = copy.deepcopy(model)
+    report = hscc.compress_(model, data, config(3))
+    assert [layer.name for layer in report.layers] == ["stem", "right", "left", "join"]
+    assert relative_error(model, dense, data) < 0.5

@@ -1,0 +1,152 @@
+"""What only the CPU kernel has: instruction sets, checks of raw plan tensors, fixed shares of the threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hscc_kernels import _extension, lowrank_conv2d, testing
+
+pytestmark = pytest.mark.skipif(_extension.WHY_NOT is not None, reason=str(_extension.WHY_NOT))
+
+BY_NAME = {case.name: case for case in testing.CASES}
+# One process an instruction set: the choice is made once, when the extension is first used.
+CHECK_ALL_CASES = """
+import sys, torch
+from hscc_kernels import lowrank_conv2d, testing
+assert torch.ops.hscc._build_info() == "cpu: " + sys.argv[1]
+for case in testing.CASES:
+    x, plan, bias = testing.make_inputs(case, torch.float32)
+    got = lowrank_conv2d(x, plan, bias, activation=case.activation, backend="cpu")
+    refs = [f(x, plan, bias, case.activation) for f in (testing.plain, testing.exact)]
+    ratio = testing.error_ratio(got, *refs)
+    assert ratio <= 1, (case.name, ratio)
+"""
+
+
+def run_python(code: str, *args: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_every_instruction_set_meets_the_reference(isa):
+    done = run_python(CHECK_ALL_CASES, isa, HSCC_CPU_ISA=isa)
+    if "does not support" in done.stderr:
+        pytest.skip(f"this machine has no {isa}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_instruction_set_is_an_error():
+    done = run_python("import torch, hscc_kernels; torch.ops.hscc._build_info()", HSCC_CPU_ISA="avx1024")
+    assert done.returncode != 0
+    assert "got avx1024, expected avx512, avx2 or portable" in done.stderr
+
+
+def call(inputs: testing.Inputs, **changes):
+    """The op itself, so that no check in Python comes first."""
+    x, plan, bias = inputs
+    names = ("x", "v", "u", "bias", "positions", "rows", "channels", "work", "clusters", "geometry", "activation")
+    bias = None if bias is None else bias.expand(plan.regions, -1)
+    values = (x, plan.v, plan.u, bias, *plan.tensors, plan.geometry.flat(), "relu")
+    return torch.ops.hscc.lowrank_conv2d_cpu(*{**dict(zip(names, values, strict=True)), **changes}.values())
+
+
+@pytest.mark.parametrize("case", testing.CASES, ids=lambda case: case.name)
+def test_every_element_is_written(case):
+    """The output is new memory: an allocation of its size, poisoned and freed, is the likeliest place for it."""
+    x, plan, bias = testing.make_inputs(case, torch.float32)
+    expected = lowrank_conv2d(x, plan, bias, activation=case.activation, backend="cpu")
+    for _ in range(3):
+        poison = torch.full_like(expected, float("nan"))
+        del poison
+        again = lowrank_conv2d(x, plan, bias, activation=case.activation, backend="cpu")
+        assert torch.equal(again, expected)
+
+
+def test_results_do_not_depend_on_threads_or_batch():
+    """Exactly, where channels fill vectors; elsewhere a patch on a tile of border patches is summed tap by tap."""
+    case = BY_NAME["wide"]._replace(shape=(5, *BY_NAME["wide"].shape[1:]))
+    x, plan, bias = testing.make_inputs(case, torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(lowrank_conv2d(x, plan, bias, backend="cpu"))
+            results.append(torch.cat([lowrank_conv2d(image[None], plan, bias, backend="cpu") for image in x]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+BAD = {
+    "positions": [-1, 10**6],
+    "rows": [-1, 10**6],
+    "channels": [-1, 10**6],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_index_out_of_range_is_an_error(name, value):
+    inputs = testing.make_inputs(BY_NAME["shared rows"], torch.float32)
+    index = getattr(inputs.plan, name).clone()
+    index.view(-1)[index.numel() // 2] = value
+    with pytest.raises(RuntimeError, match=rf"{name}: got .*{value}.*, expected 0\.\."):
+        call(inputs, **{name: index})
+
+
+@pytest.mark.parametrize("name", ["v", "u", "positions", "rows", "channels", "work", "clusters"])
+def test_wrong_shape_or_dtype_is_an_error(name):
+    inputs = testing.make_inputs(BY_NAME["clusters"], torch.float32)
+    tensor = getattr(inputs.plan, name)
+    for bad in (tensor[..., None], tensor.double(), tensor[:0]):
+        with pytest.raises(RuntimeError, match="got "):
+            call(inputs, **{name: bad})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"geometry": [3, 3, 1, 1, 1, 1, 1]}, "geometry: got 7 ints"),
+        ({"geometry": [3, 3, 0, 1, 1, 1, 1, 1]}, "geometry: got 0 at 2"),
+        ({"geometry": [3, 3, 1, 1, 2, 1, 1, 1]}, "positions: got 49, expected 9 x 7"),
+        ({"geometry": [3, 2, 1, 1, 1, 1, 1, 1]}, "v: got D = 144"),
+        ({"activation": "gelu"}, "activation: got gelu"),
+        ({"bias": torch.zeros(2, 7)}, "bias: got 2 x 7"),
+    ],
+)
+def test_wrong_arguments_are_errors(changes, text):
+    inputs = testing.make_inputs(BY_NAME["clusters"], torch.float32)
+    with pytest.raises(RuntimeError, match=text):
+        call(inputs, **changes)
+
+
+def test_malformed_plans_never_crash():
+    """Random damage to the index tensors: an error or some output, never an access outside the tensors."""
+    generator = torch.Generator().manual_seed(0)
+    values = [-(2**31), -2, -1, 0, 1, 2, 3, 5, 7, 30, 100, 2**31 - 1]
+    errors = 0
+    for trial in range(400):
+        case = testing.CASES[trial % len(testing.CASES)]
+        inputs = testing.make_inputs(case, torch.float32)
+        damaged = {}
+        for name in ("positions", "rows", "channels", "work", "clusters"):
+            index = getattr(inputs.plan, name).clone()
+            hits = int(torch.randint(0, 3, (), generator=generator))
+            for place in torch.randint(0, max(index.numel(), 1), (hits,), generator=generator).tolist():
+                if index.numel():
+                    choice = values[int(torch.randint(len(values), (), generator=generator))]
+                    index.view(-1)[place] = choice
+            damaged[name] = index
+        try:
+            out = call(inputs, **damaged)
+            assert out.shape[:2] == (case.shape[0], case.out_channels)
+        except RuntimeError as error:
+            errors += "got" in str(error)
+    assert errors > 200

@@ -1,0 +1,78 @@
+"""Every backend that runs here x case x dtype: outputs and all gradients within the two-times rule, on poison."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hscc_kernels import explain, lowrank_conv2d
+from hscc_kernels.dispatch import BACKENDS
+from hscc_kernels.testing import CASES, error_ratio, exact, make_inputs, plain
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+RUNS = [
+    pytest.param(b.name, dtype, id=f"{b.name}-{str(dtype)[6:]}")
+    for b in BACKENDS
+    for dtype in DTYPES
+    if explain(torch.empty(0, dtype=dtype))[b.name] is None
+]
+
+
+def with_leaves(inputs, dtype):
+    """x, plan and bias in dtype, with gradients asked for, and the list of leaves."""
+    x, plan, bias = inputs
+    x = x.to(dtype).detach().requires_grad_()
+    plan = plan.to(dtype)
+    plan = replace(plan, v=plan.v.detach().requires_grad_(), u=plan.u.detach().requires_grad_())
+    bias = None if bias is None else bias.to(dtype).detach().requires_grad_()
+    return (x, plan, bias), [t for t in (x, plan.v, plan.u, bias) if t is not None]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("backend", "dtype"), RUNS)
+def test_output(backend: str, dtype: torch.dtype, case, poison) -> None:
+    for seed in range(3):
+        x, plan, bias = make_inputs(case, dtype, seed)
+        before = x.clone()
+        got = lowrank_conv2d(x, plan, bias, activation=case.activation, backend=backend)
+        ratio = error_ratio(got, plain(x, plan, bias, case.activation), exact(x, plan, bias, case.activation))
+        assert ratio <= 1, f"seed {seed}"
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("backend", "dtype"), RUNS)
+def test_gradients(backend: str, dtype: torch.dtype, case, poison) -> None:
+    inputs = make_inputs(case, dtype, seed=7)
+    (x, plan, bias), leaves = with_leaves(inputs, dtype)
+    y = lowrank_conv2d(x, plan, bias, activation=case.activation, backend=backend)
+    grad = torch.randn(y.shape).bfloat16().to(dtype)
+    got = torch.autograd.grad(y, leaves, grad)
+    results = []
+    for kind in (dtype, torch.float64):
+        (x, plan, bias), leaves = with_leaves(inputs, kind)
+        y = plain(x, plan, bias, case.activation)
+        grads = torch.autograd.grad(y, leaves, grad.to(kind), allow_unused=True)
+        results.append([torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)])
+    for name, mine, low, high in zip(("x", "v", "u", "bias"), got, *results, strict=False):
+        assert error_ratio(mine, low, high) <= 1, name
+
+
+def test_case_names_are_unique() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_the_ratio_sees_wrong_results() -> None:
+    x, plan, bias = make_inputs(CASES[0], torch.float32)
+    low, high = plain(x, plan, bias, "none"), exact(x, plan, bias, "none")
+    assert error_ratio(low, low, high) <= 1
+    wrong = low.clone()
+    wrong[0, 0, 0, 0] += 1e-3
+    assert error_ratio(wrong, low, high) > 1
+    wrong[0, 0, 0, 0] = float("nan")
+    assert error_ratio(wrong, low, high) == float("inf")
+    assert error_ratio(low[:1], low, high) == float("inf")
+    assert error_ratio(low.double(), low, high) == float("inf")

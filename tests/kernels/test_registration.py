@@ -1,0 +1,81 @@
+"""Every op of namespace ``hscc``, found by enumeration: opcheck, compile, export, double backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hscc_kernels  # noqa: F401  (registers the ops)
+from hscc_kernels import explain, lowrank_conv2d
+from hscc_kernels.dispatch import BACKENDS
+from hscc_kernels.testing import CASES, make_inputs, plain
+
+CHOSEN = [case for case in CASES if case.name in ("clusters", "dense", "no bias", "batch 0", "all rank 0")]
+AVAILABLE = {b.name for b in BACKENDS if explain(torch.empty(0))[b.name] is None}
+
+
+def all_ops() -> list[str]:
+    schemas = torch._C._jit_get_all_schemas()
+    return sorted({s.name.removeprefix("hscc::") for s in schemas if s.name.startswith("hscc::")})
+
+
+def samples(op: str):
+    """Arguments for each op; an op without samples fails the test."""
+    for case in CHOSEN:
+        x, plan, bias = make_inputs(case, torch.float32)
+        bias = None if bias is None else bias.expand(plan.regions, -1).contiguous()
+        geometry = plan.geometry.flat()
+        if op == "lowrank_conv2d_backward":
+            y = plain(x, plan, bias, case.activation)
+            yield (y, x, plan.v, plan.u, y, *plan.tensors, geometry, case.activation, [True, False, True, True])
+        elif op.startswith("lowrank_conv2d_"):
+            yield (x, plan.v, plan.u, bias, *plan.tensors, geometry, case.activation)
+            leaves = (t.clone().requires_grad_() for t in (x, plan.v, plan.u))
+            yield (*leaves, bias, *plan.tensors, geometry, case.activation)
+        elif op == "_build_info":
+            yield ()
+            return
+        else:
+            raise AssertionError(f"op hscc::{op} has no samples here")
+
+
+@pytest.mark.parametrize("op", all_ops())
+def test_opcheck(op: str) -> None:
+    backend = op.removeprefix("lowrank_conv2d_")
+    if backend in {b.name for b in BACKENDS} - AVAILABLE:
+        pytest.skip(f"backend {backend} cannot run here: {explain(torch.empty(0))[backend]}")
+    for arguments in samples(op):
+        torch.library.opcheck(getattr(torch.ops.hscc, op).default, arguments)
+
+
+def test_enumeration_finds_every_backend() -> None:
+    assert {f"lowrank_conv2d_{b.name}" for b in BACKENDS} | {"lowrank_conv2d_backward"} <= set(all_ops())
+
+
+@pytest.mark.parametrize("backend", sorted(AVAILABLE))
+def test_compile_fullgraph(backend: str) -> None:
+    x, plan, bias = make_inputs(CASES[1], torch.float32)
+    x, factor = x.requires_grad_(), plan.v.requires_grad_()
+
+    def function(x):
+        return lowrank_conv2d(x * 2, plan, bias, backend=backend).sin()
+
+    compiled = torch.compile(function, fullgraph=True)
+    torch.testing.assert_close(compiled(x), function(x))
+    for mine, eager in zip(
+        torch.autograd.grad(compiled(x).sum(), (x, factor)),
+        torch.autograd.grad(function(x).sum(), (x, factor)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, eager)
+
+
+def test_double_backward_is_refused_in_words() -> None:
+    x, plan, bias = make_inputs(CASES[0], torch.float64)
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(lowrank_conv2d(x, plan, bias).sum(), x, create_graph=True)
+    if grad.requires_grad:
+        with pytest.raises(RuntimeError, match="double backward is not supported"):
+            torch.autograd.grad(grad.sum(), x)
+    else:
+        pytest.fail("a gradient that silently forgets its own graph")
