@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from model import build
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score
 from synthetic import CLASSES, NOTICE, SEEDS, SIZE, stream
 from torch import Tensor, nn
@@ -70,8 +71,10 @@ def save(model: nn.Module, path: Path, spec: ImageSpec) -> None:
     os.replace(partial, path)
 
 
-def fit(model: nn.Module, images: np.ndarray, labels: Tensor, spec: ImageSpec, epochs: int, batch: int, rate: float):
-    """One pass per iteration, yielding the epoch's number; the last quarter sees the full resolution."""
+def fit(
+    model: nn.Module, images: np.ndarray, labels: Tensor, spec: ImageSpec, epochs: int, batch: int, rate: float
+) -> Iterator[int]:
+    """One pass per iteration, yielding the epoch's number; the last epochs see the full resolution."""
     grey = ImageSpec(spec.size, 1, spec.mean[:1], spec.std[:1], spec.classes)
     steps = -(-len(images) // batch)
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.02)
@@ -80,7 +83,7 @@ def fit(model: nn.Module, images: np.ndarray, labels: Tensor, spec: ImageSpec, e
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("training", total=epochs * steps)
         for epoch in range(epochs):
-            size = next(side for share, side in SIDES if epoch < share * epochs)
+            size = next(side for share, side in SIDES if epoch + 0.5 < share * epochs)
             loss_sum, hits, seen = 0.0, 0, 0
             model.train()
             for chosen in torch.randperm(len(images)).split(batch):
@@ -130,10 +133,11 @@ def main(
     ] = None,
     out: Annotated[Path, typer.Option(help="Weights to write; training.json goes beside them.")] = HERE
     / "weights.safetensors",
-    epochs: Annotated[int, typer.Option(min=1)] = 16,
-    images: Annotated[int, typer.Option(min=4, help="Synthetic training pictures.")] = 6000,
-    test_images: Annotated[int, typer.Option(min=4, help="Synthetic test pictures.")] = 4000,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 32,
+    start: Annotated[Path | None, typer.Option(help="Weights to go on from; default: random ones.")] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 14,
+    images: Annotated[int, typer.Option(min=4, help="Synthetic training pictures.")] = 4000,
+    test_images: Annotated[int, typer.Option(min=4, help="Synthetic test pictures.")] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 16,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 4e-4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: PyTorch's choice.")] = 0,
@@ -142,7 +146,7 @@ def main(
 
     Example: python examples/brain_mri/train.py --data my_images --out my_weights.safetensors
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     torch.manual_seed(seed)
     if threads:
         torch.set_num_threads(threads)
@@ -155,10 +159,12 @@ def main(
     console.print(f"Data: {source}")
     spec = spec_for(classes)
     model = build(len(classes)).to(memory_format=torch.channels_last)
+    if start:
+        model.load_state_dict(load_file(start))
     pictures, labels = load("train", images, seed, data, spec)
     for _ in fit(model, pictures, labels, spec, epochs, batch, rate):
         save(model, out, spec)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     pictures, labels = load("test", test_images, seed, data, spec)
     result = measure(predict(model, pictures, spec), labels.numpy(), classes, seed)
     result |= dict(data=source, epochs=epochs, seed=seed, torch=torch.__version__, training_seconds=round(seconds))

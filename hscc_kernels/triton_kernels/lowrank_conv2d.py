@@ -72,14 +72,16 @@ def _first_stage(
 @triton.jit
 def _second_stage(
     y, z, u, s, o, first, last, count, u_start, stride,
-    PRECISION: tl.constexpr,
+    MAY_BE_DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y + z U for rows first..last of a cluster's slice; column i of z is row s[i]. A dense cluster's U is 1."""
     s_ok = (s >= first) & (s < last)  # [BR]
-    dense = u_start == _DENSE
+    u_ok = s_ok & (u_start != _DENSE) if MAY_BE_DENSE else s_ok
     block = u + u_start + s.to(tl.int64)[:, None] * stride + o[None, :]
-    w = tl.load(block, mask=(s_ok & (u_start != _DENSE))[:, None] & (o < count)[None, :], other=0.0)  # [BR, BO]
-    w = tl.where(dense & s_ok[:, None] & (s[:, None] == o[None, :]), 1.0, w).to(z.dtype)
+    w = tl.load(block, mask=u_ok[:, None] & (o < count)[None, :], other=0.0)  # [BR, BO]
+    if MAY_BE_DENSE:
+        one = (s_ok & (u_start == _DENSE))[:, None] & (s[:, None] == o[None, :])
+        w = tl.where(one, 1.0, w).to(z.dtype)
     return tl.dot(tl.where(s_ok[None, :], z, 0.0).to(z.dtype), w, y, input_precision=PRECISION)
 
 
@@ -97,23 +99,24 @@ def _store(
         y += tl.load(bias + bias_row + channel, mask=o_ok, other=0.0).to(tl.float32)[None, :]
     if RELU:
         y = tl.where(y < 0, 0.0, y)  # keeps NaN, as torch does
-    y = y.to(out.dtype.element_ty)
-    ok = inside[:, None] & o_ok[None, :]
+    # Channels first: where neither index runs on, the first is the one laid along a warp's lanes.
+    y = y.to(out.dtype.element_ty).T  # [BO, BP]
+    ok = o_ok[:, None] & inside[None, :]
     if ONE_CLUSTER:
         # One cluster is rarely permuted, and stores in order are 16 bytes wide instead of 2.
         if tl.max(tl.where(o_ok, tl.abs(channel - o), 0), 0) == 0:
-            tl.store(out + pixel[:, None] + o[None, :], y, mask=ok)
+            tl.store(out + pixel[None, :] + o[:, None], y, mask=ok)
         else:
-            tl.store(out + pixel[:, None] + channel[None, :], y, mask=ok)
+            tl.store(out + pixel[None, :] + channel[:, None], y, mask=ok)
     else:
-        tl.store(out + pixel[:, None] + channel[None, :], y, mask=ok)
+        tl.store(out + pixel[None, :] + channel[:, None], y, mask=ok)
 
 
 @triton.jit
 def lowrank_conv2d_kernel(
     x, v, u, bias, positions, rows, channels, work, clusters, out,
     N, H, W, C, Wo, P, O, Q, S, U, R, K, bias_stride,
-    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, ONE_CLUSTER: tl.constexpr,
+    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, ONE_CLUSTER: tl.constexpr, MAY_BE_DENSE: tl.constexpr,
     HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
@@ -159,42 +162,26 @@ def lowrank_conv2d_kernel(
                     stride = count
                 u_end = u_start + rank.to(tl.int64) * stride
                 rank = tl.where((u_start == _DENSE) | ((u_start >= 0) & (u_end <= U)), rank, 0)
-                if rank <= BR:
-                    if rank > 0 and (slice_start < window or slice_start + rank > window + BR):
-                        window = slice_start
-                        z = _first_stage(
-                            x, v, rows, base, top, left, inside, row_start + window, row_end, H, W, C, Q, S,
-                            GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
-                        )  # fmt: skip
-                    s = window - slice_start + tl.arange(0, BR)
-                    for o0 in range(0, count, BO):
-                        o = o0 + tl.arange(0, BO)
-                        y = tl.zeros((BP, BO), tl.float32)
-                        y = _second_stage(y, z, u, s, o, 0, rank, count, u_start, stride, PRECISION)
-                        _store(
-                            y, out, bias, channels, region * bias_stride, region * O, pixel, inside, o,
-                            first_channel, count, O, HAS_BIAS, RELU, ONE_CLUSTER,
-                        )  # fmt: skip
-                else:
-                    for o0 in range(0, count, BO):
-                        o = o0 + tl.arange(0, BO)
-                        y = tl.zeros((BP, BO), tl.float32)
-                        begin = tl.where(u_start == _DENSE, o0, 0)
-                        end = tl.where(u_start == _DENSE, tl.minimum(o0 + BO, rank), rank)
-                        for r0 in range(begin, end, BR):
-                            stop = tl.minimum(r0 + BR, end)
-                            if slice_start + r0 < window or slice_start + stop > window + BR:
-                                window = slice_start + r0
-                                z = _first_stage(
-                                    x, v, rows, base, top, left, inside, row_start + window, row_end, H, W, C, Q, S,
-                                    GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
-                                )  # fmt: skip
-                            s = window - slice_start + tl.arange(0, BR)
-                            y = _second_stage(y, z, u, s, o, r0, stop, count, u_start, stride, PRECISION)
-                        _store(
-                            y, out, bias, channels, region * bias_stride, region * O, pixel, inside, o,
-                            first_channel, count, O, HAS_BIAS, RELU, ONE_CLUSTER,
-                        )  # fmt: skip
+                for o0 in range(0, count, BO):
+                    o = o0 + tl.arange(0, BO)
+                    y = tl.zeros((BP, BO), tl.float32)
+                    # A dense cluster's rows are its channels.
+                    first = tl.where(u_start == _DENSE, o0, 0)
+                    last = tl.where(u_start == _DENSE, tl.minimum(o0 + BO, rank), rank)
+                    for r0 in range(first, last, BR):
+                        r1 = tl.minimum(r0 + BR, last)
+                        if slice_start + r0 < window or slice_start + r1 > window + BR:
+                            window = slice_start + r0
+                            z = _first_stage(
+                                x, v, rows, base, top, left, inside, row_start + window, row_end, H, W, C, Q, S,
+                                GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
+                            )  # fmt: skip
+                        s = window - slice_start + tl.arange(0, BR)
+                        y = _second_stage(y, z, u, s, o, r0, r1, count, u_start, stride, MAY_BE_DENSE, PRECISION)
+                    _store(
+                        y, out, bias, channels, region * bias_stride, region * O, pixel, inside, o,
+                        first_channel, count, O, HAS_BIAS, RELU, ONE_CLUSTER,
+                    )  # fmt: skip
             tile += tl.num_programs(0)
         tile -= tiles
 
@@ -261,6 +248,8 @@ def lowrank_conv2d(
         "GEOMETRY": tuple(geometry.flat()),
         "WHOLE_ROW": problem.whole_row,
         "ONE_CLUSTER": clusters.shape[0] == work.shape[0],
+        # One low-rank cluster a region has rank * O values of U: any dense region would leave rows without theirs.
+        "MAY_BE_DENSE": clusters.shape[0] != work.shape[0] or u.shape[0] != rows.shape[0] * size[1],
         "HAS_BIAS": bias is not None,
         "RELU": activation == "relu",
         "PRECISION": precision(x.dtype),

@@ -15,7 +15,7 @@ from hscc_kernels import Geometry, PackedPlan
 
 from .layer import HSCConv2d
 from .report import Report
-from .surgery import swap_
+from .surgery import channels_last_, swap_
 
 _KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 1
 _TENSORS = ("v", "u", "bias", "positions", "rows", "channels", "work", "clusters")
@@ -92,7 +92,7 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
     for name, module in built.items():
         swap_(model, (name,), module.to(device).train(model.training))
     model.load_state_dict(tensors, strict=False)
-    model.to(memory_format=torch.channels_last)
+    channels_last_(model)
     return None if header["report"] is None else Report.from_dict(header["report"])
 
 
@@ -137,8 +137,14 @@ def _describe(layer: HSCConv2d) -> dict:
 
 def _build(tensors: list[Tensor], layer: dict) -> HSCConv2d:
     v, u, bias, *index = tensors
-    plan = PackedPlan(v, u, *index, Geometry.unflat(layer["geometry"]), tuple(layer["out_size"])).validate()
-    options = {name: layer[name] for name in ("padding", "padding_mode", "activation")}
+    try:
+        geometry, out_size = Geometry.unflat(layer["geometry"]), tuple(layer["out_size"])
+        options = {name: layer[name] for name in ("padding", "padding_mode", "activation")}
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"got damaged hscc metadata ({error!r}), expected a layer's geometry") from error
+    plan = PackedPlan(v, u, *index, geometry, out_size).validate()
+    if bias.shape != plan.channels.shape or bias.dtype != v.dtype:
+        raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {v.dtype} {tuple(plan.channels.shape)}")
     return HSCConv2d(plan, bias, **options)
 
 

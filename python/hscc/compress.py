@@ -153,7 +153,7 @@ def apply_(
         reports.append(_report(layer, fitted.get(name), plan.targets))
     for name, module in fitted.items():
         surgery.swap_(model, plan.targets.names[name], module)
-    model.to(memory_format=torch.channels_last)  # so that nothing converts between the layers
+    surgery.channels_last_(model)
     reports += [_untouched(model, name, flops, plan.targets) for name, flops in plan.other_flops.items()]
     return Report(tuple(reports))
 

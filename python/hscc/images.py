@@ -129,6 +129,6 @@ def read_image(path: Path, spec: ImageSpec) -> np.ndarray:
             height, width = spec.size
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
-            return np.asarray(image)
+            return np.array(image)
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"unreadable image {str(path)!r}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -54,3 +55,10 @@ def swap_(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module)
+
+
+def channels_last_(model: nn.Module) -> None:
+    """Stores the remaining 2-D convolutions channels last, so that nothing converts between them and ours."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)

@@ -116,7 +116,7 @@ def test_damaged_files_change_nothing(saved, net, kind: str) -> None:
 def test_other_architectures_are_refused(saved, net) -> None:
     _, _, path = saved
     other = nn.Sequential(nn.Linear(3, 3))
-    with pytest.raises(ValueError, match="expected the dense nn.Conv2d"):
+    with pytest.raises(ValueError, match=r"expected the dense nn\.Conv2d"):
         hscc.load_(other, path)
     with pytest.raises(FileNotFoundError, match="expected a file"):
         hscc.load_(net, path.with_name("missing"))
