@@ -30,19 +30,21 @@ inline void reduce(Vec* acc, float* out, bool accumulate) {
   if constexpr (kCount > kLanes) reduce<kCount - kLanes>(acc + kLanes, out + kLanes, accumulate);
 }
 
-// z[n][m] (+)= row n . patch m over some segments; ``x`` holds kPositions pointers a segment.
+// z[n][m] (+)= row n . patch m over the segments of a block that belong to one chunk.
 template <int M, int N>
-void dot_block(const Segment* segment, const Segment* end, const float* const* x, const float* const* rows, float* z,
-               bool accumulate) {
+void dot_block(const Block& block, int64_t chunk, const float* const* rows, float* z) {
   Vec acc[N * M];
 #pragma GCC unroll 32
   for (int i = 0; i < N * M; ++i) acc[i] = zero();
-  for (; segment != end; ++segment, x += kPositions) {
+  const int32_t begin = chunk ? block.list.chunk_end[chunk - 1] : 0, end = block.list.chunk_end[chunk];
+  for (int32_t s = begin; s < end; ++s) {
+    const Segment* segment = block.list.segments + s;
+    const float* const* x = block.pointers + s * block.step;
     const float *v[N], *patch[M];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) v[n] = rows[n] + segment->v_offset;
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) patch[m] = x[m];
+    for (int m = 0; m < M; ++m) patch[m] = x[m] + segment->x_offset;
     const int64_t length = segment->length;
     int64_t k = 0;
     for (; k + kLanes <= length; k += kLanes) {
@@ -51,7 +53,8 @@ void dot_block(const Segment* segment, const Segment* end, const float* const* x
       for (int n = 0; n < N; ++n) b[n] = load(v[n] + k);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const Vec a = load(patch[m] + k);
+        Vec a = load(patch[m] + k);
+        if constexpr (N > 1) pin(a);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) acc[n * M + m] = fma(a, b[n], acc[n * M + m]);
       }
@@ -62,16 +65,17 @@ void dot_block(const Segment* segment, const Segment* end, const float* const* x
       for (int n = 0; n < N; ++n) b[n] = load(v[n] + k, length - k);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const Vec a = load(patch[m] + k, length - k);
+        Vec a = load(patch[m] + k, length - k);
+        if constexpr (N > 1) pin(a);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) acc[n * M + m] = fma(a, b[n], acc[n * M + m]);
       }
     }
   }
-  reduce<N * M>(acc, z, accumulate);
+  reduce<N * M>(acc, z, chunk > 0);
 }
 
-using DotBlock = void (*)(const Segment*, const Segment*, const float* const*, const float* const*, float*, bool);
+using DotBlock = void (*)(const Block&, int64_t chunk, const float* const* rows, float* z);
 
 template <int M = kPositions, int N = kRows>
 DotBlock select_dot_block(int positions, int rows) {

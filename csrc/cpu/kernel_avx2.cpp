@@ -41,6 +41,10 @@ inline void store(float* p, Vec a) {
 inline void store(float* p, Vec a, int64_t n) {
   _mm256_maskstore_ps(p, first(n), a);
 }
+// One load into a register, where the compiler would rather repeat the memory operand in every use.
+inline void pin(Vec& a) {
+  __asm__("" : "+x"(a));
+}
 inline Vec add(Vec a, Vec b) {
   return _mm256_add_ps(a, b);
 }

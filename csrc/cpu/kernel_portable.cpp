@@ -31,6 +31,7 @@ inline void store(float* p, Vec a) {
 inline void store(float* p, Vec a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = a[i];
 }
+inline void pin(Vec&) {}
 inline Vec add(Vec a, Vec b) {
   return a + b;
 }

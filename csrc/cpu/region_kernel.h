@@ -7,20 +7,22 @@
 
 namespace hscc::cpu::HSCC_ISA {
 
-constexpr int kTile = 48;            // positions whose Z stays in cache between the stages
 constexpr int64_t kMaxChunk = 2048;  // patch elements whose V panel (kRows of them) stays in the first-level cache
-constexpr int kMaxBlocks = kTile / kPositions + 1;
+constexpr int kMaxBlocks = kTile / kPositions;
 
-// Parts of near-equal size, none above ``most``: ``begin(i)`` of part i, ``begin(count)`` is the end.
+// Parts of near-equal size, none above ``most``: part i is [begin(i), begin(i + 1)).
 struct Parts {
-  int64_t total, count;
-  Parts(int64_t total, int64_t most) : total(total), count(ceil_div(total, most)) {}
-  int64_t begin(int64_t i) const { return total * i / count; }
+  int64_t count, size, larger;
+  Parts(int64_t total, int64_t most) : count(ceil_div(total, most)) {
+    size = count ? total / count : 0;
+    larger = total - size * count;
+  }
+  int64_t begin(int64_t i) const { return i * size + smaller(i, larger); }
 };
 
 // Hands out cache-aligned pieces of one allocation; with a null base it only measures.
 class Arena {
-public:
+ public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
   template <typename T>
   T* take(int64_t count) {
@@ -30,34 +32,34 @@ public:
   }
   size_t used() const { return used_; }
 
-private:
+ private:
   char* base_;
   size_t used_ = 0;
 };
 
 struct Buffers {
   const float** pointers;
-  Segment* segments;
-  int32_t* chunk_end;
+  SegmentList lists, inside{};
   float *z, *y, *bias, *zeros;
   int32_t* inverse;
 
   Buffers(Arena& arena, const PlanView& plan, int64_t max_rows, int64_t max_segments, int64_t chunks) {
-    pointers = arena.take<const float*>(max_rows ? kMaxBlocks * max_segments * kPositions : 0);
-    segments = arena.take<Segment>(max_rows ? kMaxBlocks * max_segments : 0);
-    chunk_end = arena.take<int32_t>(kMaxBlocks * chunks);
+    const int64_t blocks = max_rows ? kMaxBlocks : 0;  // without rows no patch is read, and v tells no patch's size
+    pointers = arena.take<const float*>(blocks * max_segments * kSlots);
+    lists = {arena.take<Segment>(blocks * max_segments), arena.take<int32_t>(blocks * chunks)};
+    if (blocks) inside = {arena.take<Segment>(max_segments), arena.take<int32_t>(chunks)};
     z = arena.take<float>(kTile * max_rows);
     y = arena.take<float>(kTile * plan.out_channels);
     bias = arena.take<float>(plan.out_channels);
-    zeros = arena.take<float>(max_rows ? plan.in_channels : 0);
+    zeros = arena.take<float>(blocks ? plan.in_channels : 0);
     inverse = arena.take<int32_t>(plan.out_channels);
   }
 };
 
 class RegionKernel {
-public:
-  RegionKernel(const PlanView& plan, const Buffers& buffers, PatchBuilder& patches)
-      : plan_(plan), b_(buffers), patches_(patches) {
+ public:
+  RegionKernel(const PlanView& plan, const Buffers& buffers, PatchBuilder& patches, int64_t max_segments)
+      : plan_(plan), b_(buffers), patches_(patches), max_segments_(max_segments) {
     for (int m = 0; m < kPositions; ++m) {
       for (int n = 0; n < kRows; ++n) dot_block_[m][n] = select_dot_block(m + 1, n + 1);
       for (int n = 0; n < kVectors; ++n) expand_block_[m][n] = select_expand_block(m + 1, n + 1);
@@ -66,11 +68,14 @@ public:
 
   void run(const Span& span) {
     enter(*span.item);
-    const Parts tiles(span.end - span.begin, kTile);
-    for (int64_t t = 0; t < tiles.count; ++t) run_tile(span.begin + tiles.begin(t), span.begin + tiles.begin(t + 1));
+    const Parts tiles(ceil_div(span.end - span.begin, kPositions), kMaxBlocks);  // whole blocks but for the last
+    for (int64_t t = 0; t < tiles.count; ++t) {
+      run_tile(span.begin + tiles.begin(t) * kPositions,
+               smaller(span.begin + tiles.begin(t + 1) * kPositions, span.end));
+    }
   }
 
-private:
+ private:
   // Bias in the clusters' order; whether each cluster's channels are neighbours, and if not, where each channel is.
   void enter(const WorkItem& item) {
     item_ = &item;
@@ -103,28 +108,27 @@ private:
 
   // Addresses of the tile's patches and outputs.
   void locate(int64_t begin, int64_t end) {
-    Window windows[kTile];
-    const int64_t pixels = plan_.out_height * plan_.out_width;
-    int64_t image = begin / item_->position_count, i = begin % item_->position_count;
-    for (int64_t m = 0; m < end - begin; ++m) {
-      const int32_t position = plan_.positions[item_->position_start + i];
-      windows[m] = patches_.window(image, position);
-      out_[m] = plan_.out + (image * pixels + position) * plan_.out_channels;
-      target_[m] = permuted_ ? b_.y + m * plan_.out_channels : out_[m];
-      if (++i == item_->position_count) i = 0, ++image;
+    const int64_t image_size = plan_.out_height * plan_.out_width * plan_.out_channels;
+    int64_t image = begin / item_->position_count, i = begin - image * item_->position_count;
+    for (int64_t m = 0; m < end - begin; ++image, i = 0) {
+      const int32_t* positions = plan_.positions + item_->position_start + i;
+      const int64_t count = smaller(item_->position_count - i, end - begin - m);
+      for (int64_t k = 0; k < count; ++k) {
+        out_[m + k] = plan_.out + image * image_size + positions[k] * plan_.out_channels;
+        target_[m + k] = permuted_ ? b_.y + (m + k) * plan_.out_channels : out_[m + k];
+      }
+      if (item_->row_count > 0) patches_.locate(image, positions, count, corners_, m);
+      m += count;
     }
     const Parts parts(end - begin, kPositions);
     block_count_ = int(parts.count);
-    const int64_t max_segments = patches_.max_segments();
     for (int b = 0; b < block_count_; ++b) {
       Block& block = blocks_[b];
       block.first = int(parts.begin(b));
       block.positions = int(parts.begin(b + 1)) - block.first;
       if (item_->row_count == 0) continue;
-      block.segments = b_.segments + b * max_segments;
-      block.pointers = b_.pointers + b * max_segments * kPositions;
-      block.chunk_end = b_.chunk_end + b * patches_.chunks();
-      patches_.build(block, windows + block.first);
+      const SegmentList own{b_.lists.segments + b * max_segments_, b_.lists.chunk_end + b * patches_.chunks()};
+      patches_.build(block, corners_, own, b_.pointers + b * max_segments_ * kSlots);
     }
   }
 
@@ -142,10 +146,7 @@ private:
       for (int64_t n = 0; n < count; ++n) rows[n] = plan_.v + order[begin + n] * plan_.patch;
       for (int b = 0; b < block_count_; ++b) {
         const Block& block = blocks_[b];
-        const int32_t from = chunk ? block.chunk_end[chunk - 1] : 0, to = block.chunk_end[chunk];
-        dot_block_[block.positions - 1][count - 1](block.segments + from, block.segments + to,
-                                                   block.pointers + from * kPositions, rows, z(block, begin),
-                                                   chunk > 0);
+        dot_block_[block.positions - 1][count - 1](block, chunk, rows, z(block, begin));
       }
     }
   }
@@ -191,9 +192,11 @@ private:
   const PlanView& plan_;
   const Buffers& b_;
   PatchBuilder& patches_;
+  const int64_t max_segments_;
   const WorkItem* item_ = nullptr;
   bool permuted_ = false;
   int block_count_ = 0;
+  Corners corners_{};
   Block blocks_[kMaxBlocks];
   float* out_[kTile];
   float* target_[kTile];
@@ -219,8 +222,8 @@ inline void run(const PlanView& plan, const Span* spans, int64_t span_count) {
   Arena arena(thread_scratch(measure.used()));
   const Buffers buffers(arena, plan, max_rows, max_segments, chunks);
   if (max_rows) __builtin_memset(buffers.zeros, 0, size_t(plan.in_channels) * sizeof(float));
-  PatchBuilder patches(plan, chunk, buffers.zeros);
-  RegionKernel kernel(plan, buffers, patches);
+  PatchBuilder patches(plan, chunk, buffers.zeros, buffers.inside);
+  RegionKernel kernel(plan, buffers, patches, max_segments);
   for (int64_t s = 0; s < span_count; ++s) kernel.run(spans[s]);
 }
 

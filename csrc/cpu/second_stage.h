@@ -28,7 +28,8 @@ void expand_block(const Cluster& cluster, const float* z, float* const* out, int
     for (int n = 0; n < N; ++n) b[n] = n + 1 < N ? load(u + n * kLanes) : load(u + n * kLanes, last);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const Vec a = broadcast(z[m]);
+      Vec a = broadcast(z[m]);
+      if constexpr (N > 1) pin(a);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) acc[m * N + n] = fma(a, b[n], acc[m * N + n]);
     }

@@ -113,10 +113,10 @@ class Head:
 
 
 def _contrast(rng: Generator) -> dict[str, float]:
-    """Grey levels of the tissues for a picture weighted to T1 (fluid dark) or to T2 (fluid bright)."""
+    """Grey levels of the tissues for a picture in the style of T1 with contrast agent, or of FLAIR."""
     t1 = dict(scalp=0.80, skull=0.07, fluid=0.14, grey=0.42, white=0.58, oedema=0.26, lesion=0.92, necrosis=0.20)
-    t2 = dict(scalp=0.60, skull=0.07, fluid=0.95, grey=0.48, white=0.34, oedema=0.74, lesion=0.72, necrosis=0.90)
-    levels = t1 if rng.random() < 0.8 else t2
+    flair = dict(scalp=0.60, skull=0.07, fluid=0.10, grey=0.48, white=0.38, oedema=0.74, lesion=0.88, necrosis=0.20)
+    levels = t1 if rng.random() < 0.8 else flair
     return {name: level + rng.normal(0, 0.025) for name, level in levels.items()}
 
 

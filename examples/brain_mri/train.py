@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
 MEAN, STD = 0.20, 0.22  # grey level of the synthetic training pictures
-SIDES = (0.55, 96), (0.85, 128), (1, SIZE)  # (share of the epochs, side): small pictures first, as they are cheap
+SIDES = (0.45, 96), (0.7, 128), (1, SIZE)  # (share of the epochs, side): small pictures first, as they are cheap
 console = Console()
 
 
@@ -134,7 +134,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Weights to write; training.json goes beside them.")] = HERE
     / "weights.safetensors",
     start: Annotated[Path | None, typer.Option(help="Weights to go on from; default: random ones.")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 14,
+    epochs: Annotated[int, typer.Option(min=1)] = 20,
     images: Annotated[int, typer.Option(min=4, help="Synthetic training pictures.")] = 4000,
     test_images: Annotated[int, typer.Option(min=4, help="Synthetic test pictures.")] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 16,

@@ -6,7 +6,6 @@ import functools
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..plan import Geometry
 
@@ -48,23 +47,22 @@ class Problem(NamedTuple):
         return self.in_channels < 16 and self.geometry.dilation[1] == 1
 
 
-# The window costs BP * BR accumulators, which 4 or 8 warps hold in 64 registers each (32 where BP * BR is small);
-# tall tiles read V less often, short ones fill the chip when there are few positions.
+# BP * BR accumulators and BP * BO more are a program's registers: 4 warps for up to 128 x 64, 8 above. Tall tiles
+# read V less often; short ones fill the chip where there are few positions.
 HALF = (
-    Config(256, 32, 64, 64, 8, 3),
-    Config(256, 64, 64, 64, 8, 3),
+    Config(128, 16, 64, 64, 4, 4),
     Config(128, 32, 64, 64, 4, 3),
+    Config(32, 32, 64, 64, 4, 3),
+    Config(256, 64, 64, 64, 8, 3),
     Config(128, 64, 64, 64, 4, 3),
+    Config(32, 64, 64, 64, 4, 3),
     Config(128, 128, 64, 64, 8, 3),
-    Config(64, 32, 64, 64, 4, 3),
-    Config(64, 64, 64, 64, 4, 3),
-    Config(64, 128, 64, 64, 4, 3),
+    Config(32, 128, 64, 64, 4, 3),
     Config(64, 256, 64, 64, 8, 3),
-    Config(16, 32, 64, 64, 4, 3),
-    Config(16, 128, 64, 64, 4, 3),
+    Config(16, 256, 64, 64, 4, 2),
 )
 SINGLE = (
-    Config(128, 32, 32, 32, 8, 2),
+    Config(64, 32, 32, 32, 4, 2),
     Config(64, 64, 32, 32, 8, 2),
     Config(16, 64, 32, 32, 4, 2),
 )
@@ -80,8 +78,8 @@ def candidates(problem: Problem) -> tuple[Config, ...]:
     table = SINGLE if problem.dtype == torch.float32 else HALF
     mean = -(-problem.rows // problem.regions)
     wanted = min(problem.rows, problem.pool, mean if problem.regions == 1 else 2 * mean)
-    fit = min((c.BR for c in table if c.BR >= wanted), default=max(c.BR for c in table))
-    return tuple(c for c in table if c.BR == fit)
+    fit = min((c.BR for c in table if wanted <= c.BR), default=max(c.BR for c in table))
+    return tuple(c for c in table if fit == c.BR)
 
 
 @functools.cache

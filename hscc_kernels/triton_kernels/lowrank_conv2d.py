@@ -25,8 +25,33 @@ _CLUSTER_WIDTH = tl.constexpr(len(ClusterItem._fields))
 
 
 @triton.jit
+def _pairs(
+    positions, tile, start, count, N, H, W, C, Wo, P,
+    GEOMETRY: tl.constexpr, OFFSET: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """Where the (image, position) pairs of a tile read and write, counted from the tile's first image; each [BP].
+
+    corner: the patch's top and left in the upper and lower half. offset: the same as elements of x. pixel: rows of
+    the output, -1 where there is no pair. They take 32 bits unless OFFSET says 64.
+    """
+    first_image = tile * BP // tl.maximum(count, 1)
+    pair = (tile * BP - first_image * count).to(tl.int32) + tl.arange(0, BP)
+    slot = start + pair % tl.maximum(count, 1)
+    image = pair // tl.maximum(count, 1)
+    inside = (first_image + image < N) & (slot >= 0) & (slot < P)
+    place = tl.load(positions + slot, mask=inside, other=-1)
+    inside = inside & (place >= 0) & (place < P)
+    top = tl.where(inside, place // Wo * GEOMETRY[2] - GEOMETRY[4], -(2**30))
+    left = place % Wo * GEOMETRY[3] - GEOMETRY[5]
+    corner = (top.to(tl.int64) << 32) | left.to(tl.uint32, bitcast=True).to(tl.int64)
+    offset = ((image.to(OFFSET) * H + top) * W + left) * C
+    pixel = tl.where(inside, image.to(OFFSET) * P + place, -1)
+    return first_image, corner, offset, pixel
+
+
+@triton.jit
 def _first_stage(
-    x, v, rows, base, top, left, inside, first_row, last_row, H, W, C, Q, S,
+    x, v, rows, corner, offset, first_row, last_row, H, W, C, Q, S,
     GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, PRECISION: tl.constexpr,
     BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -54,14 +79,13 @@ def _first_stage(
         e = step // RUNS * BK + tl.arange(0, BK)  # [BK]
         down = run // ACROSS * DH
         right = run % ACROSS * DW
-        h_ok = inside & (top + down >= 0) & (top + down < H)
+        h = (corner >> 32).to(tl.int32) + down  # [BP, 1]
+        w = corner.to(tl.int32) + right
         if WHOLE_ROW:
-            column = left[:, None] + (e // C)[None, :]
-            ok = h_ok[:, None] & (column >= 0) & (column < W) & (e < length)[None, :]
-        else:
-            ok = (h_ok & (left + right >= 0) & (left + right < W))[:, None] & (e < length)[None, :]
-        pixel = base + (down.to(tl.int64) * W + right) * C
-        a = tl.load(x + pixel[:, None] + e[None, :], mask=ok, other=0.0, cache_modifier=".ca")  # [BP, BK]
+            w += (e // C)[None, :]  # [BP, BK]
+        ok = (h >= 0) & (h < H) & (w >= 0) & (w < W) & (e < length)[None, :]
+        pixel = x + (offset + (down.to(offset.dtype) * W + right) * C)
+        a = tl.load(pixel + e[None, :], mask=ok, other=0.0)  # [BP, BK]
         weight_ok = row_ok[:, None] & (e < length)[None, :]
         b = tl.load(v + row_base[:, None] + (run * length + e)[None, :], mask=weight_ok, other=0.0)  # [BR, BK]
         z = tl.dot(a, b.T, z, input_precision=PRECISION)
@@ -71,23 +95,23 @@ def _first_stage(
 
 @triton.jit
 def _second_stage(
-    y, z, u, s, o, first, last, count, u_start, stride,
-    MAY_BE_DENSE: tl.constexpr, PRECISION: tl.constexpr,
+    y, z, u, s, o, first, last, count, u_start, dense,
+    MAY_BE_DENSE: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """y + z U for rows first..last of a cluster's slice; column i of z is row s[i]. A dense cluster's U is 1."""
     s_ok = (s >= first) & (s < last)  # [BR]
-    u_ok = s_ok & (u_start != _DENSE) if MAY_BE_DENSE else s_ok
-    block = u + u_start + s.to(tl.int64)[:, None] * stride + o[None, :]
+    u_ok = s_ok & ~dense if MAY_BE_DENSE else s_ok
+    block = u + u_start + (s.to(OFFSET)[:, None] * count + o[None, :])
     w = tl.load(block, mask=u_ok[:, None] & (o < count)[None, :], other=0.0)  # [BR, BO]
     if MAY_BE_DENSE:
-        one = (s_ok & (u_start == _DENSE))[:, None] & (s[:, None] == o[None, :])
+        one = (s_ok & dense)[:, None] & (s[:, None] == o[None, :])
         w = tl.where(one, 1.0, w).to(z.dtype)
     return tl.dot(tl.where(s_ok[None, :], z, 0.0).to(z.dtype), w, y, input_precision=PRECISION)
 
 
 @triton.jit
 def _store(
-    y, out, bias, channels, bias_row, channel_row, pixel, inside, o, first_channel, count, O,
+    y, out, bias, channels, bias_row, channel_row, pixel, o, first_channel, count, O,
     HAS_BIAS: tl.constexpr, RELU: tl.constexpr, ONE_CLUSTER: tl.constexpr,
 ):  # fmt: skip
     """Bias, activation, and the way back through the channel permutation."""
@@ -101,15 +125,16 @@ def _store(
         y = tl.where(y < 0, 0.0, y)  # keeps NaN, as torch does
     # Channels first: where neither index runs on, the first is the one laid along a warp's lanes.
     y = y.to(out.dtype.element_ty).T  # [BO, BP]
-    ok = o_ok[:, None] & inside[None, :]
+    in_order = False
     if ONE_CLUSTER:
         # One cluster is rarely permuted, and stores in order are 16 bytes wide instead of 2.
-        if tl.max(tl.where(o_ok, tl.abs(channel - o), 0), 0) == 0:
-            tl.store(out + pixel[None, :] + o[:, None], y, mask=ok)
-        else:
-            tl.store(out + pixel[None, :] + channel[:, None], y, mask=ok)
+        in_order = tl.max(tl.where(o_ok, tl.abs(channel - o), 0), 0) == 0
+    if in_order:
+        place = out + (pixel * O)[None, :] + o[:, None]
+        tl.store(place, y, mask=(o < count)[:, None] & (pixel >= 0)[None, :])
     else:
-        tl.store(out + pixel[None, :] + channel[:, None], y, mask=ok)
+        place = out + (pixel * O)[None, :] + channel[:, None]
+        tl.store(place, y, mask=o_ok[:, None] & (pixel >= 0)[None, :])
 
 
 @triton.jit
@@ -117,9 +142,11 @@ def lowrank_conv2d_kernel(
     x, v, u, bias, positions, rows, channels, work, clusters, out,
     N, H, W, C, Wo, P, O, Q, S, U, R, K, bias_stride,
     GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, ONE_CLUSTER: tl.constexpr, MAY_BE_DENSE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
     BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
+    # With the first stage inside the loop over channels, its accumulators stand beside the second's.
+    BO_CHUNKED: tl.constexpr = BO // 2
     tile = tl.program_id(0).to(tl.int64)
     for rank_of_cost in range(0, R):
         item = work + rank_of_cost * _WORK_WIDTH
@@ -132,20 +159,12 @@ def lowrank_conv2d_kernel(
         cluster_end = tl.minimum(cluster_start + tl.load(item + 6), K)
         pairs = tl.maximum(position_count, 0).to(tl.int64) * N
         tiles = tl.cdiv(pairs, BP)
+        first_image, corner, offset, pixel = _pairs(
+            positions, tile, position_start, position_count, N, H, W, C, Wo, P, GEOMETRY, OFFSET, BP
+        )
         while tile < tiles:
-            # One 64-bit division a tile; the pairs then count from the first one's image.
-            first_image = tile * BP // position_count
-            pair = (tile * BP - first_image * position_count).to(tl.int32) + tl.arange(0, BP)  # [BP]
-            slot = position_start + pair % position_count
-            image = first_image + pair // position_count
-            inside = (image < N) & (slot >= 0) & (slot < P)
-            place = tl.load(positions + slot, mask=inside, other=-1)
-            inside = inside & (place >= 0) & (place < P)
-            top = place // Wo * GEOMETRY[2] - GEOMETRY[4]
-            left = place % Wo * GEOMETRY[3] - GEOMETRY[5]
-            base = ((image * H + top) * W + left) * C
-            pixel = (image * P + place) * O
-
+            x_tile = x + first_image * H * W * C
+            out_tile = out + first_image * P * O
             window = -BR  # the first row of the slice list that z holds; holds none yet
             z = tl.zeros((BP, BR), x.dtype.element_ty)
             for k in range(cluster_start, cluster_end):
@@ -155,34 +174,55 @@ def lowrank_conv2d_kernel(
                 slice_start = tl.maximum(tl.load(cluster + 2), 0)
                 rank = tl.load(cluster + 3)
                 u_start = tl.load(cluster + 4)
+                dense = u_start == _DENSE
                 if ONE_CLUSTER:
-                    stride = O
-                    u_start = tl.where(u_start == _DENSE, u_start, u_start // O * O)
+                    count = O
+                    u_start = u_start // O * O  # no change, but now the compiler knows how it is aligned
+                u_end = u_start + rank.to(tl.int64) * count
+                rank = tl.where(dense | ((u_start >= 0) & (u_end <= U)), rank, 0)
+                if rank <= BR:
+                    if rank > 0 and (slice_start < window or slice_start + rank > window + BR):
+                        window = slice_start
+                        z = _first_stage(
+                            x_tile, v, rows, corner[:, None], offset[:, None], row_start + window, row_end,
+                            H, W, C, Q, S, GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
+                        )  # fmt: skip
+                    s = window - slice_start + tl.arange(0, BR)  # [BR]
+                    for o0 in range(0, count, BO):
+                        o = o0 + tl.arange(0, BO)  # [BO]
+                        y = tl.zeros((BP, BO), tl.float32)
+                        y = _second_stage(y, z, u, s, o, 0, rank, count, u_start, dense, MAY_BE_DENSE, PRECISION, OFFSET)
+                        _store(
+                            y, out_tile, bias, channels, region * bias_stride, region * O, pixel, o,
+                            first_channel, count, O, HAS_BIAS, RELU, ONE_CLUSTER,
+                        )  # fmt: skip
                 else:
-                    stride = count
-                u_end = u_start + rank.to(tl.int64) * stride
-                rank = tl.where((u_start == _DENSE) | ((u_start >= 0) & (u_end <= U)), rank, 0)
-                for o0 in range(0, count, BO):
-                    o = o0 + tl.arange(0, BO)
-                    y = tl.zeros((BP, BO), tl.float32)
-                    # A dense cluster's rows are its channels.
-                    first = tl.where(u_start == _DENSE, o0, 0)
-                    last = tl.where(u_start == _DENSE, tl.minimum(o0 + BO, rank), rank)
-                    for r0 in range(first, last, BR):
-                        r1 = tl.minimum(r0 + BR, last)
-                        if slice_start + r0 < window or slice_start + r1 > window + BR:
-                            window = slice_start + r0
+                    window = -BR
+                    for o0 in range(0, count, BO_CHUNKED):
+                        o = o0 + tl.arange(0, BO_CHUNKED)
+                        y = tl.zeros((BP, BO_CHUNKED), tl.float32)
+                        # A dense cluster's rows are its channels.
+                        first = tl.where(dense, o0, 0)
+                        last = tl.where(dense, tl.minimum(o0 + BO_CHUNKED, rank), rank)
+                        for r0 in range(first, last, BR):
                             z = _first_stage(
-                                x, v, rows, base, top, left, inside, row_start + window, row_end, H, W, C, Q, S,
-                                GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
+                                x_tile, v, rows, corner[:, None], offset[:, None], row_start + slice_start + r0, row_end,
+                                H, W, C, Q, S, GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
                             )  # fmt: skip
-                        s = window - slice_start + tl.arange(0, BR)
-                        y = _second_stage(y, z, u, s, o, r0, r1, count, u_start, stride, MAY_BE_DENSE, PRECISION)
-                    _store(
-                        y, out, bias, channels, region * bias_stride, region * O, pixel, inside, o,
-                        first_channel, count, O, HAS_BIAS, RELU, ONE_CLUSTER,
-                    )  # fmt: skip
+                            s = r0 + tl.arange(0, BR)
+                            y = _second_stage(
+                                y, z, u, s, o, r0, last, count, u_start, dense, MAY_BE_DENSE, PRECISION, OFFSET
+                            )
+                        _store(
+                            y, out_tile, bias, channels, region * bias_stride, region * O, pixel, o,
+                            first_channel, count, O, HAS_BIAS, RELU, ONE_CLUSTER,
+                        )  # fmt: skip
             tile += tl.num_programs(0)
+            # Carried by the loop, the addresses change layout once a tile; computed in it, they would be computed
+            # again in every layout that needs them, and masks would change theirs in every step of the first stage.
+            first_image, corner, offset, pixel = _pairs(
+                positions, tile, position_start, position_count, N, H, W, C, Wo, P, GEOMETRY, OFFSET, BP
+            )
         tile -= tiles
 
 

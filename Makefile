@@ -1,0 +1,35 @@
+# Each target sets up what it needs in .venv; TORCH picks the build of torch.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
+
+.PHONY: demo test lint sanitize clean
+
+demo: $(VENV)/built
+	$(BIN)/hscc demo --out out/demo
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
+
+sanitize: $(VENV)/built
+	bash tests/sanitize.sh
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "setuptools>=77" wheel ninja "$(TORCH)"
+	$(BIN)/pip install -q --no-deps "triton>=3.6,<3.7"
+	touch $@
+
+$(VENV)/built: $(VENV)/torch pyproject.toml $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build out data *.egg-info hscc_kernels/*.so

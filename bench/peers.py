@@ -1,0 +1,136 @@
+"""What the kernel has to beat: the dense convolution and the unfused low-rank chain in other runtimes.
+
+Each function gives ``{name: call}``; every call runs convolution, bias and ReLU on the same numbers. Runtimes that are
+not installed are left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cases import Layer
+
+Calls = dict[str, Callable[[], object]]
+HAS_ONNX = importlib.util.find_spec("onnx") is not None
+HAS_ORT = HAS_ONNX and importlib.util.find_spec("onnxruntime") is not None
+HAS_OPENVINO = HAS_ONNX and importlib.util.find_spec("openvino") is not None
+
+
+class Chain(nn.Module):
+    """Convolutions one after the other, a ReLU after the last."""
+
+    def __init__(self, weights: list[Tensor], bias: Tensor, layer: Layer):
+        super().__init__()
+        geometry = layer.geometry
+        self.convs = nn.ModuleList()
+        for i, weight in enumerate(weights):
+            first, last = i == 0, i == len(weights) - 1
+            conv = nn.Conv2d(
+                weight.shape[1],
+                weight.shape[0],
+                weight.shape[2:],
+                stride=geometry.stride if first else 1,
+                padding=geometry.padding if first else 0,
+                bias=last,
+            )
+            conv.weight.data = weight
+            if last:
+                conv.bias.data = bias
+            self.convs.append(conv)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = conv(x)
+        return F.relu(x, inplace=True)
+
+
+def torch_peers(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer, compiled: bool = True) -> Calls:
+    """Eager NCHW, eager channels last and torch.compile with frozen weights."""
+
+    def call(module, x):
+        @torch.inference_mode()
+        def run():
+            return module(x)
+
+        return run
+
+    nchw = Chain([w.contiguous() for w in weights], bias, layer)
+    nhwc = Chain([w.contiguous() for w in weights], bias, layer).to(memory_format=torch.channels_last)
+    x_nchw, x_nhwc = x.contiguous(), x.contiguous(memory_format=torch.channels_last)
+    calls = {"torch": call(nchw, x_nchw), "torch_channels_last": call(nhwc, x_nhwc)}
+    if compiled:
+        from torch._inductor import config
+
+        torch._dynamo.reset()
+        config.freezing = True
+        calls["torch_compile"] = call(torch.compile(nhwc), x_nhwc)
+    return calls
+
+
+def onnx_model(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer) -> bytes:
+    """The chain as an ONNX graph."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    geometry = layer.geometry
+    nodes, values, name = [], [numpy_helper.from_array(bias.numpy(), "bias")], "x"
+    for i, weight in enumerate(weights):
+        first, last = i == 0, i == len(weights) - 1
+        values.append(numpy_helper.from_array(weight.contiguous().numpy(), f"w{i}"))
+        stride = geometry.stride if first else (1, 1)
+        pads = (*geometry.padding, *geometry.padding) if first else (0, 0, 0, 0)
+        inputs = [name, f"w{i}", *(["bias"] if last else [])]
+        nodes.append(helper.make_node("Conv", inputs, [f"c{i}"], strides=list(stride), pads=list(pads)))
+        name = f"c{i}"
+    nodes.append(helper.make_node("Relu", [name], ["y"]))
+    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))
+    shape = [x.shape[0], weights[-1].shape[0], layer.out_side, layer.out_side]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "chain", [source], [result], values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def runtime_peers(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer, threads: int) -> Calls:
+    """ONNX Runtime and OpenVINO on ``threads`` threads, input and output bound once."""
+    calls: Calls = {}
+    if not (HAS_ORT or HAS_OPENVINO):
+        return calls
+    model, data = onnx_model(x, weights, bias, layer), x.contiguous().numpy()
+    if HAS_ORT:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(data))
+        binding.bind_output("y")
+        calls["onnxruntime"] = lambda: session.run_with_iobinding(binding)
+    if HAS_OPENVINO:
+        import openvino
+
+        hints = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        core = openvino.Core()
+        request = core.compile_model(core.read_model(model), "CPU", hints).create_infer_request()
+        request.set_input_tensor(openvino.Tensor(data, shared_memory=True))
+        calls["openvino"] = request.infer
+    return calls
+
+
+def all_peers(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer, threads: int, compiled: bool) -> Calls:
+    calls = torch_peers(x, weights, bias, layer, compiled)
+    return calls | runtime_peers(x, weights, bias, layer, threads)

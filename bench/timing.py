@@ -1,0 +1,126 @@
+"""Times of calls that take turns, the machine's peak, and the header that every result carries."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_PEAK_SOURCE = r"""
+#if defined(__AVX512F__)
+typedef float v __attribute__((vector_size(64)));
+#elif defined(__AVX__)
+typedef float v __attribute__((vector_size(32)));
+#else
+typedef float v __attribute__((vector_size(16)));
+#endif
+#define LANES (sizeof(v) / sizeof(float))
+double run(long n) {
+  v a[12], b, c;
+  for (unsigned j = 0; j < LANES; ++j) b[j] = 0.999f, c[j] = 1e-4f;
+  for (int i = 0; i < 12; ++i) a[i] = b * (float)i;
+  for (long k = 0; k < n; ++k) {
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; ++i) { a[i] = a[i] * b + c; __asm__ volatile("" : "+v"(a[i])); }
+  }
+  volatile float sink = 0;
+  for (int i = 0; i < 12; ++i) sink += a[i][0];
+  return 24.0 * LANES * (double)n;
+}
+"""
+
+
+def interleaved(calls: dict[str, Callable[[], object]], rounds: int = 15, slice_ms: float = 8.0) -> dict[str, float]:
+    """Median milliseconds of each call; every round gives each one a slice of time in turn, so drift hits all alike."""
+    inner = {}
+    for name, call in calls.items():
+        call()
+        once = min(_seconds(call, 1) for _ in range(3))
+        inner[name] = max(1, min(1000, int(slice_ms / 1e3 / max(once, 1e-7))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()  # its own data back into the caches
+            times[name].append(_seconds(call, inner[name]) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _seconds(call: Callable[[], object], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+def peak_gflops(threads: int) -> float | None:
+    """Multiply-adds in registers on that many threads; None without a C compiler."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "peak.c"), Path(folder, "peak.so")
+        source.write_text(_PEAK_SOURCE)
+        command = ["cc", "-O3", "-march=native", "-ffast-math", "-shared", "-fPIC", str(source), "-o", str(library)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        run = ctypes.CDLL(str(library)).run
+    run.argtypes, run.restype = [ctypes.c_long], ctypes.c_double
+    best = 0.0
+    for _ in range(7):
+        work = [threading.Thread(target=run, args=(4_000_000,)) for _ in range(threads)]
+        start = time.perf_counter()
+        for thread in work:
+            thread.start()
+        for thread in work:
+            thread.join()
+        seconds = time.perf_counter() - start
+        best = max(best, threads * run(1) * 4_000_000 / seconds / 1e9)
+    return best
+
+
+def header(threads: int, batch: int, backend: str = "cpu") -> dict[str, object]:
+    """Machine, versions and commit, for a JSON file that has to speak for itself later."""
+    packages = {}
+    for name in ("torch", "triton", "onnxruntime", "openvino", "numpy"):
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = None
+    peak = peak_gflops(threads)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": _cpu_name(),
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "packages": packages,
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "backend": backend,
+        "build": torch.ops.hscc._build_info() if hasattr(torch.ops.hscc, "_build_info") else None,
+        "threads": threads,
+        "batch": batch,
+        "peak_gflops": None if peak is None else round(peak, 1),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git(*args: str) -> str:
+    done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()

@@ -1,0 +1,115 @@
+"""The arrows of ``docs/architecture.md``: who may import whom, and how light an import is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import hscc
+import pytest
+
+import hscc_kernels
+
+PACKAGES = {p.__name__: Path(p.__file__).parent for p in (hscc, hscc_kernels)}
+ALLOWED = {
+    "hscc_kernels": {
+        "errors": set(),
+        "plan": set(),
+        "_extension": set(),
+        "reference": {"plan"},
+        "ops": {"_extension", "reference", "plan", "triton_kernels"},
+        "dispatch": {"_extension", "errors"},
+        "functional": {"dispatch", "ops", "plan"},
+        "testing": {"reference", "plan"},
+    },
+    "hscc": {
+        "_version": set(),
+        "progress": set(),
+        "config": set(),
+        "stats": set(),
+        "report": set(),
+        "images": set(),
+        "clusters": set(),
+        "ranks": set(),
+        "layer": set(),
+        "regions": {"stats"},
+        "factors": {"stats"},
+        "calibrate": {"regions", "stats", "progress"},
+        "surgery": {"layer"},
+        "compress": {
+            *("calibrate", "clusters", "config", "factors", "layer"),
+            *("ranks", "regions", "report", "stats", "surgery"),
+        },
+        "checkpoint": {"layer", "report", "surgery"},
+        "evaluate": {"progress"},
+        "figures": {"layer", "report"},
+        "loading": {"checkpoint", "images"},
+        "demo": {"_version", "compress", "config", "evaluate", "figures", "images", "loading", "report"},
+        "cli": {"Budget", "Config", "compress_", "save", "demo", "evaluate", "images", "loading"},
+    },
+}
+
+
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """(modules of the same package, top-level names of other packages) that a file imports anywhere."""
+    own, other = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            own |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            other.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            other |= {alias.name.split(".")[0] for alias in node.names}
+    return own, other
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_arrows(package: str) -> None:
+    files = {path.stem: path for path in PACKAGES[package].glob("*.py") if path.stem != "__init__"}
+    assert set(files) == set(ALLOWED[package]), "a new file needs its arrows here and in docs/architecture.md"
+    for name, path in files.items():
+        own, _ = imports(path)
+        assert own <= ALLOWED[package][name], f"{package}.{name}"
+
+
+def test_kernels_never_import_the_thin_layer() -> None:
+    for path in PACKAGES["hscc_kernels"].rglob("*.py"):
+        assert "hscc" not in imports(path)[1], path
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_import_is_light_and_silent() -> None:
+    """Nothing heavy, nothing printed, no CUDA, and little time beyond torch (best of three, far below the limit)."""
+    code = (
+        "import time, sys, torch\n"
+        "start = time.perf_counter(); import hscc; seconds = time.perf_counter() - start\n"
+        "heavy = {'sklearn', 'scipy', 'matplotlib', 'triton', 'typer', 'rich', 'PIL', 'onnxruntime'} & set(sys.modules)\n"
+        "print(seconds, sorted(heavy), torch.cuda.is_initialized())"
+    )
+    outputs = [run(code).split(maxsplit=1) for _ in range(3)]
+    assert {rest.strip() for _, rest in outputs} == {"[] False"}
+    assert min(float(seconds) for seconds, _ in outputs) < 0.5
+
+
+def test_works_without_the_extension_and_without_triton() -> None:
+    code = (
+        "import sys, importlib.machinery as m\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'hscc_kernels._C' or name.split('.')[0] == 'triton': raise ImportError('blocked')\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "import importlib.util; real = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'triton' else real(name, *a)\n"
+        "import torch, hscc, hscc_kernels\n"
+        "reasons = hscc_kernels.explain(torch.empty(0))\n"
+        "assert 'not built' in reasons['cpu'] and 'not installed' in reasons['triton'], reasons\n"
+        "x = torch.randn(2, 3, 9, 9); conv = torch.nn.Conv2d(3, 4, 3)\n"
+        "torch.testing.assert_close(hscc.HSCConv2d.dense(conv, (7, 7))(x), conv(x), rtol=1e-4, atol=1e-5)\n"
+        "print('ran')"
+    )
+    assert run(code).strip() == "ran"
