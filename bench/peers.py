@@ -6,6 +6,7 @@ not installed are left out.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable
 
@@ -50,8 +51,8 @@ class Chain(nn.Module):
         return F.relu(x, inplace=True)
 
 
-def torch_peers(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer, compiled: bool = True) -> Calls:
-    """Eager NCHW, eager channels last and torch.compile with frozen weights."""
+def torch_calls(module: nn.Module, x: Tensor, compiled: bool) -> Calls:
+    """Eager NCHW, eager channels last and, with frozen weights, torch.compile."""
 
     def call(module, x):
         @torch.inference_mode()
@@ -60,16 +61,15 @@ def torch_peers(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer, co
 
         return run
 
-    nchw = Chain([w.contiguous() for w in weights], bias, layer)
-    nhwc = Chain([w.contiguous() for w in weights], bias, layer).to(memory_format=torch.channels_last)
-    x_nchw, x_nhwc = x.contiguous(), x.contiguous(memory_format=torch.channels_last)
-    calls = {"torch": call(nchw, x_nchw), "torch_channels_last": call(nhwc, x_nhwc)}
+    last = copy.deepcopy(module).to(memory_format=torch.channels_last)
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    calls = {"torch": call(module, x.contiguous()), "torch_channels_last": call(last, x_last)}
     if compiled:
         from torch._inductor import config
 
         torch._dynamo.reset()
         config.freezing = True
-        calls["torch_compile"] = call(torch.compile(nhwc), x_nhwc)
+        calls["torch_compile"] = call(torch.compile(last), x_last)
     return calls
 
 
@@ -98,12 +98,10 @@ def onnx_model(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer) -> 
     return model.SerializeToString()
 
 
-def runtime_peers(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer, threads: int) -> Calls:
+def runtime_calls(model: bytes, x: Tensor, threads: int) -> Calls:
     """ONNX Runtime and OpenVINO on ``threads`` threads, input and output bound once."""
     calls: Calls = {}
-    if not (HAS_ORT or HAS_OPENVINO):
-        return calls
-    model, data = onnx_model(x, weights, bias, layer), x.contiguous().numpy()
+    data = x.contiguous().numpy()
     if HAS_ORT:
         import onnxruntime
 
@@ -132,5 +130,5 @@ def runtime_peers(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer, 
 
 
 def all_peers(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer, threads: int, compiled: bool) -> Calls:
-    calls = torch_peers(x, weights, bias, layer, compiled)
-    return calls | runtime_peers(x, weights, bias, layer, threads)
+    calls = torch_calls(Chain([w.contiguous() for w in weights], bias, layer), x, compiled)
+    return calls | runtime_calls(onnx_model(x, weights, bias, layer), x, threads) if HAS_ONNX else calls

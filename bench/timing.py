@@ -20,23 +20,29 @@ import torch
 _PEAK_SOURCE = r"""
 #if defined(__AVX512F__)
 typedef float v __attribute__((vector_size(64)));
+#define REGISTER "v"
 #elif defined(__AVX__)
 typedef float v __attribute__((vector_size(32)));
+#define REGISTER "x"
 #else
 typedef float v __attribute__((vector_size(16)));
+#if defined(__x86_64__)
+#define REGISTER "x"
+#else
+#define REGISTER "w"
 #endif
-#define LANES (sizeof(v) / sizeof(float))
+#endif
+#define EACH(f) f(0) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11)
+#define START(i) v a##i = c + i;
+#define STEP(i) a##i = a##i * b + c; __asm__ volatile("" : "+" REGISTER (a##i));
+#define SUM(i) sink += a##i[0];
 double run(long n) {
-  v a[12], b, c;
-  for (unsigned j = 0; j < LANES; ++j) b[j] = 0.999f, c[j] = 1e-4f;
-  for (int i = 0; i < 12; ++i) a[i] = b * (float)i;
-  for (long k = 0; k < n; ++k) {
-#pragma GCC unroll 12
-    for (int i = 0; i < 12; ++i) { a[i] = a[i] * b + c; __asm__ volatile("" : "+v"(a[i])); }
-  }
+  v zero = {0}, b = zero + 0.999f, c = zero + 1e-4f;
   volatile float sink = 0;
-  for (int i = 0; i < 12; ++i) sink += a[i][0];
-  return 24.0 * LANES * (double)n;
+  EACH(START)
+  for (long k = 0; k < n; ++k) { EACH(STEP) }
+  EACH(SUM)
+  return 24.0 * (sizeof(v) / sizeof(float)) * (double)n;
 }
 """
 

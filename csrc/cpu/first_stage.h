@@ -21,25 +21,23 @@ inline Vec merge(Vec* acc) {
   }
 }
 
-// out[i] = the sum of the lanes of acc[i] (+ out[i]). Destroys acc.
+// out[i] = the sum of the lanes of acc[i]. Destroys acc.
 template <int kCount>
-inline void reduce(Vec* acc, float* out, bool accumulate) {
+inline void reduce(Vec* acc, float* out) {
   constexpr int kGroup = kCount < kLanes ? kCount : kLanes;
-  const Vec sum = merge<1, kGroup>(acc);
-  store(out, accumulate ? add(sum, load(out, kGroup)) : sum, kGroup);
-  if constexpr (kCount > kLanes) reduce<kCount - kLanes>(acc + kLanes, out + kLanes, accumulate);
+  store(out, merge<1, kGroup>(acc), kGroup);
+  if constexpr (kCount > kLanes) reduce<kCount - kLanes>(acc + kLanes, out + kLanes);
 }
 
-// z[n][m] (+)= row n . patch m over the segments of a block that belong to one chunk.
+// z[n][m] = row n . patch m of a block.
 template <int M, int N>
-void dot_block(const Block& block, int64_t chunk, const float* const* rows, float* z) {
+void dot_block(const Block& block, const float* const* rows, float* z) {
   Vec acc[N * M];
 #pragma GCC unroll 32
   for (int i = 0; i < N * M; ++i) acc[i] = zero();
-  const int32_t begin = chunk ? block.list.chunk_end[chunk - 1] : 0, end = block.list.chunk_end[chunk];
-  for (int32_t s = begin; s < end; ++s) {
-    const Segment* segment = block.list.segments + s;
-    const float* const* x = block.pointers + s * block.step;
+  const float* const* x = block.pointers;
+  const Segment* end = block.segments + block.segment_count;
+  for (const Segment* segment = block.segments; segment != end; ++segment, x += block.step) {
     const float *v[N], *patch[M];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) v[n] = rows[n] + segment->v_offset;
@@ -72,10 +70,10 @@ void dot_block(const Block& block, int64_t chunk, const float* const* rows, floa
       }
     }
   }
-  reduce<N * M>(acc, z, chunk > 0);
+  reduce<N * M>(acc, z);
 }
 
-using DotBlock = void (*)(const Block&, int64_t chunk, const float* const* rows, float* z);
+using DotBlock = void (*)(const Block&, const float* const* rows, float* z);
 
 template <int M = kPositions, int N = kRows>
 DotBlock select_dot_block(int positions, int rows) {

@@ -2,7 +2,7 @@
 //
 // In NHWC one kernel row of a patch is a contiguous run of kernel_w * channels numbers, so blocks of patches that lie
 // inside the image all share one list of segments and differ in a pointer a patch. At the border a block has its own
-// list, tap by tap, with a pointer to zeros for each tap outside; taps outside for all its patches are left out.
+// list of runs of taps, with a pointer to zeros where a run is outside; runs outside for all patches are left out.
 #pragma once
 
 #include "kernel.h"
@@ -16,7 +16,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-constexpr int kTile = 48;                         // positions whose Z stays in cache between the stages
+constexpr int kTile = 192;                        // positions that stream through a factor row while it is in cache
 constexpr int kSlots = (kPositions + 7) / 8 * 8;  // positions of a block, padded so that loops over them vectorise
 
 // Patch elements [v_offset, v_offset + length); in memory they start x_offset after the segment's pointers.
@@ -24,16 +24,11 @@ struct Segment {
   int64_t v_offset, length, x_offset;
 };
 
-// Segments in the order of the patch; those of chunks 0..c end at chunk_end[c].
-struct SegmentList {
-  Segment* segments;
-  int32_t* chunk_end;
-};
-
 // Positions [first, first + positions) of a tile. Segment i finds its pointers, one a patch, at pointers + i * step.
 struct Block {
   int first, positions;
-  SegmentList list;
+  const Segment* segments;
+  int64_t segment_count;
   const float* const* pointers;
   int64_t step;
 };
@@ -44,32 +39,35 @@ struct Corners {
   const float* inside[kTile + kSlots];  // where the patch starts, null where it crosses the border
 };
 
-// Cuts patches into chunks of ``chunk`` elements, so that operands stay in cache while all rows and positions pass.
+// Taps [begin, begin + count) of a kernel row, inside the image's columns for the same positions of a block.
+struct Run {
+  int64_t begin, count;
+  uint32_t valid;
+};
+
 class PatchBuilder {
  public:
-  PatchBuilder(const PlanView& plan, int64_t chunk, const float* zeros, SegmentList inside)
+  // Memory for ``taps`` segments and ``kernel_w`` runs; without rows none, as no patch is ever read.
+  PatchBuilder(const PlanView& plan, const float* zeros, Segment* inside, Run* runs)
       : plan_(plan),
         g_(plan.geometry),
-        chunk_(chunk),
-        chunks_(ceil_div(plan.patch, chunk)),
         zeros_(zeros),
         inside_(inside),
+        runs_(runs),
         columns_(1.0 / double(plan.out_width)) {
     row_step_ = plan.width * plan.in_channels;
     image_step_ = plan.height * row_step_;
-    if (inside.segments == nullptr) return;  // no rows, so no patch is ever read
-    const bool runs = g_.dilation_w == 1;    // a kernel row is one run
-    const int64_t pieces = runs ? 1 : g_.kernel_w, length = plan.patch / (g_.kernel_h * pieces);
+    if (inside == nullptr) return;
+    const int64_t pieces = g_.dilation_w == 1 ? 1 : g_.kernel_w;  // without dilation a kernel row is one run
+    const int64_t length = plan.patch / (g_.kernel_h * pieces);
     for (int64_t i = 0; i < g_.kernel_h; ++i) {
       for (int64_t j = 0; j < pieces; ++j) {
         const int64_t x_offset = i * g_.dilation_h * row_step_ + j * g_.dilation_w * plan.in_channels;
-        emit(inside_, (i * pieces + j) * length, length, x_offset);
+        inside_[inside_count_] = {inside_count_ * length, length, x_offset};
+        ++inside_count_;
       }
     }
-    finish(inside_);
   }
-
-  int64_t chunks() const { return chunks_; }
 
   // Corners of some output positions of one image.
   void locate(int64_t image, const int32_t* positions, int64_t count, Corners& corners, int64_t slot) const {
@@ -92,68 +90,73 @@ class PatchBuilder {
     }
   }
 
-  // ``own`` and ``pointers`` are memory for as many segments as a border block can have.
-  void build(Block& block, const Corners& corners, const SegmentList& own, const float** pointers) {
+  // ``own`` and ``pointers`` are memory for a border block: as many segments as the kernel has taps.
+  void build(Block& block, const Corners& corners, Segment* own, const float** pointers) {
     bool inside = true;
     for (int m = 0; m < block.positions; ++m) inside &= corners.inside[block.first + m] != nullptr;
-    block.list = inside ? inside_ : own;
-    block.pointers = inside ? corners.inside + block.first : pointers;
-    block.step = inside ? 0 : kSlots;
-    if (inside) return;
-    for (int64_t i = 0; i < g_.kernel_h; ++i) {
-      for (int64_t j = 0; j < g_.kernel_w; ++j) add_tap(block, corners, pointers, i, j);
+    if (inside) {
+      block.segments = inside_;
+      block.segment_count = inside_count_;
+      block.pointers = corners.inside + block.first;
+      block.step = 0;
+    } else {
+      block.segments = own;
+      block.segment_count = build_border(block, corners, own, pointers);
+      block.pointers = pointers;
+      block.step = kSlots;
     }
-    finish(block.list);
   }
 
  private:
-  void add_tap(Block& block, const Corners& corners, const float** pointers, int64_t i, int64_t j) {
-    const int64_t down = i * g_.dilation_h, right = j * g_.dilation_w;
-    const int64_t shift = down * row_step_ + right * plan_.in_channels;
-    const uint64_t height = uint64_t(plan_.height), width = uint64_t(plan_.width);
-    const int64_t *top = corners.top + block.first, *left = corners.left + block.first;
-    const int64_t* offset = corners.offset + block.first;
-    const float *x = plan_.x, *zeros = zeros_;
-    const float** p = pointers + count_ * kSlots;
-    int64_t any = 0;
-    for (int m = 0; m < kSlots; ++m) {
-      const bool valid =
-          (uint64_t(top[m] + down) < height) & (uint64_t(left[m] + right) < width) & (m < block.positions);
-      p[m] = valid ? x + (offset[m] + shift) : zeros;
-      any |= valid;
+  int64_t build_border(const Block& block, const Corners& corners, Segment* segments, const float** pointers) {
+    const uint32_t all = (1u << block.positions) - 1;
+    int64_t run_count = 0;
+    for (int64_t j = 0; j < g_.kernel_w; ++j) {
+      const uint32_t valid = all & below(corners.left + block.first, j * g_.dilation_w, plan_.width);
+      if (run_count > 0 && runs_[run_count - 1].valid == valid && g_.dilation_w == 1) {
+        ++runs_[run_count - 1].count;
+      } else {
+        runs_[run_count++] = {j, 1, valid};
+      }
     }
-    if (!any) return;
-    const int32_t first = count_;
-    emit(block.list, (i * g_.kernel_w + j) * plan_.in_channels, plan_.in_channels, 0);
-    for (int32_t s = first + 1; s < count_; ++s) {
-      for (int m = 0; m < kSlots; ++m) pointers[s * kSlots + m] = p[m];
+    int64_t count = 0;
+    for (int64_t i = 0; i < g_.kernel_h; ++i) {
+      const uint32_t row_valid = all & below(corners.top + block.first, i * g_.dilation_h, plan_.height);
+      for (const Run* run = runs_; run != runs_ + run_count; ++run) {
+        const uint32_t valid = row_valid & run->valid;
+        if (valid == 0) continue;
+        const int64_t shift = i * g_.dilation_h * row_step_ + run->begin * g_.dilation_w * plan_.in_channels;
+        segments[count] = {(i * g_.kernel_w + run->begin) * plan_.in_channels, run->count * plan_.in_channels, 0};
+        point(corners.offset + block.first, shift, valid, pointers + count * kSlots);
+        ++count;
+      }
     }
+    return count;
   }
 
-  void emit(SegmentList& list, int64_t v_offset, int64_t length, int64_t x_offset) {
-    for (int64_t done = 0; done < length;) {
-      while (v_offset + done >= (at_chunk_ + 1) * chunk_) list.chunk_end[at_chunk_++] = count_;
-      const int64_t n = smaller(length - done, (at_chunk_ + 1) * chunk_ - v_offset - done);
-      list.segments[count_++] = {v_offset + done, n, x_offset + done};
-      done += n;
-    }
+  // Bit m: whether 0 <= at[m] + shift < bound.
+  static uint32_t below(const int64_t* at, int64_t shift, int64_t bound) {
+    static constexpr uint64_t kBit[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+    static_assert(kSlots == 8);
+    uint64_t bits = 0;
+#pragma GCC unroll 1
+    for (int m = 0; m < kSlots; ++m) bits += uint64_t(at[m] + shift) < uint64_t(bound) ? kBit[m] : 0;
+    return uint32_t(bits);
   }
 
-  void finish(SegmentList& list) {
-    while (at_chunk_ < chunks_) list.chunk_end[at_chunk_++] = count_;
-    at_chunk_ = 0;
-    count_ = 0;
+  void point(const int64_t* offset, int64_t shift, uint64_t valid, const float** pointers) const {
+    const float *x = plan_.x + shift, *zeros = zeros_;
+#pragma GCC unroll 1
+    for (uint64_t m = 0; m < kSlots; ++m) pointers[m] = (valid >> m) & 1 ? x + offset[m] : zeros;
   }
 
   const PlanView& plan_;
   const Geometry& g_;
-  const int64_t chunk_, chunks_;
-  const float* zeros_;
-  SegmentList inside_;
+  const float* zeros_;  // as many as a kernel row has
+  Segment* inside_;     // those of every patch inside the image
+  Run* runs_;
   const double columns_;  // 1 / out_width: a product in double gives a position's row exactly
-  int64_t row_step_, image_step_;
-  int64_t at_chunk_ = 0;  // of the list being built, as is count_
-  int32_t count_ = 0;
+  int64_t row_step_, image_step_, inside_count_ = 0;
 };
 
 }  // namespace hscc::cpu::HSCC_ISA

@@ -7,7 +7,6 @@
 
 namespace hscc::cpu::HSCC_ISA {
 
-constexpr int64_t kMaxChunk = 2048;  // patch elements whose V panel (kRows of them) stays in the first-level cache
 constexpr int kMaxBlocks = kTile / kPositions;
 
 // Parts of near-equal size, none above ``most``: part i is [begin(i), begin(i + 1)).
@@ -38,28 +37,32 @@ class Arena {
 };
 
 struct Buffers {
-  const float** pointers;
-  SegmentList lists, inside{};
-  float *z, *y, *bias, *zeros;
+  const float** pointers = nullptr;
+  Segment *segments = nullptr, *inside = nullptr;
+  Run* runs = nullptr;
+  float *zeros = nullptr, *z = nullptr, *y, *bias;
   int32_t* inverse;
 
-  Buffers(Arena& arena, const PlanView& plan, int64_t max_rows, int64_t max_segments, int64_t chunks) {
-    const int64_t blocks = max_rows ? kMaxBlocks : 0;  // without rows no patch is read, and v tells no patch's size
-    pointers = arena.take<const float*>(blocks * max_segments * kSlots);
-    lists = {arena.take<Segment>(blocks * max_segments), arena.take<int32_t>(blocks * chunks)};
-    if (blocks) inside = {arena.take<Segment>(max_segments), arena.take<int32_t>(chunks)};
-    z = arena.take<float>(kTile * max_rows);
+  Buffers(Arena& arena, const PlanView& plan, int64_t max_rows) {
+    if (max_rows > 0) {  // without rows no patch is read, and nothing bounds the size of one
+      const int64_t taps = plan.geometry.kernel_h * plan.geometry.kernel_w;
+      pointers = arena.take<const float*>(kMaxBlocks * taps * kSlots);
+      segments = arena.take<Segment>(kMaxBlocks * taps);
+      inside = arena.take<Segment>(taps);
+      runs = arena.take<Run>(plan.geometry.kernel_w);
+      zeros = arena.take<float>(plan.geometry.kernel_w * plan.in_channels);
+      z = arena.take<float>(kTile * max_rows);
+    }
     y = arena.take<float>(kTile * plan.out_channels);
     bias = arena.take<float>(plan.out_channels);
-    zeros = arena.take<float>(blocks ? plan.in_channels : 0);
     inverse = arena.take<int32_t>(plan.out_channels);
   }
 };
 
 class RegionKernel {
  public:
-  RegionKernel(const PlanView& plan, const Buffers& buffers, PatchBuilder& patches, int64_t max_segments)
-      : plan_(plan), b_(buffers), patches_(patches), max_segments_(max_segments) {
+  RegionKernel(const PlanView& plan, const Buffers& buffers, PatchBuilder& patches)
+      : plan_(plan), b_(buffers), patches_(patches) {
     for (int m = 0; m < kPositions; ++m) {
       for (int n = 0; n < kRows; ++n) dot_block_[m][n] = select_dot_block(m + 1, n + 1);
       for (int n = 0; n < kVectors; ++n) expand_block_[m][n] = select_expand_block(m + 1, n + 1);
@@ -99,9 +102,7 @@ class RegionKernel {
 
   void run_tile(int64_t begin, int64_t end) {
     locate(begin, end);
-    if (item_->row_count > 0) {
-      for (int64_t c = 0; c < patches_.chunks(); ++c) first_stage(c);
-    }
+    first_stage();
     second_stage();
     if (permuted_) permute(int(end - begin));
   }
@@ -120,6 +121,7 @@ class RegionKernel {
       if (item_->row_count > 0) patches_.locate(image, positions, count, corners_, m);
       m += count;
     }
+    const int64_t taps = plan_.geometry.kernel_h * plan_.geometry.kernel_w;
     const Parts parts(end - begin, kPositions);
     block_count_ = int(parts.count);
     for (int b = 0; b < block_count_; ++b) {
@@ -127,8 +129,7 @@ class RegionKernel {
       block.first = int(parts.begin(b));
       block.positions = int(parts.begin(b + 1)) - block.first;
       if (item_->row_count == 0) continue;
-      const SegmentList own{b_.lists.segments + b * max_segments_, b_.lists.chunk_end + b * patches_.chunks()};
-      patches_.build(block, corners_, own, b_.pointers + b * max_segments_ * kSlots);
+      patches_.build(block, corners_, b_.segments + b * taps, b_.pointers + b * taps * kSlots);
     }
   }
 
@@ -137,7 +138,7 @@ class RegionKernel {
     return b_.z + int64_t(block.first) * item_->row_count + row * block.positions;
   }
 
-  void first_stage(int64_t chunk) {
+  void first_stage() {
     const int32_t* order = plan_.rows + item_->row_start;
     const Parts parts(item_->row_count, kRows);
     for (int64_t r = 0; r < parts.count; ++r) {
@@ -146,7 +147,7 @@ class RegionKernel {
       for (int64_t n = 0; n < count; ++n) rows[n] = plan_.v + order[begin + n] * plan_.patch;
       for (int b = 0; b < block_count_; ++b) {
         const Block& block = blocks_[b];
-        dot_block_[block.positions - 1][count - 1](block, chunk, rows, z(block, begin));
+        dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin));
       }
     }
   }
@@ -192,7 +193,6 @@ class RegionKernel {
   const PlanView& plan_;
   const Buffers& b_;
   PatchBuilder& patches_;
-  const int64_t max_segments_;
   const WorkItem* item_ = nullptr;
   bool permuted_ = false;
   int block_count_ = 0;
@@ -204,26 +204,19 @@ class RegionKernel {
   ExpandBlock expand_block_[kPositions][kVectors];
 };
 
-inline int64_t chunk_size(const PlanView& plan) {
-  if (plan.patch <= kMaxChunk) return plan.patch > 0 ? plan.patch : 1;
-  const int64_t even = ceil_div(plan.patch, ceil_div(plan.patch, kMaxChunk));
-  return ceil_div(even, kLanes) * kLanes;
-}
-
 inline void run(const PlanView& plan, const Span* spans, int64_t span_count) {
   int64_t max_rows = 0;
   for (int64_t s = 0; s < span_count; ++s) {
     if (spans[s].item->row_count > max_rows) max_rows = spans[s].item->row_count;
   }
-  const int64_t chunk = chunk_size(plan), chunks = ceil_div(plan.patch, chunk);
-  const int64_t max_segments = plan.geometry.kernel_h * plan.geometry.kernel_w + chunks;
   Arena measure(nullptr);
-  Buffers(measure, plan, max_rows, max_segments, chunks);
+  Buffers(measure, plan, max_rows);
   Arena arena(thread_scratch(measure.used()));
-  const Buffers buffers(arena, plan, max_rows, max_segments, chunks);
-  if (max_rows) __builtin_memset(buffers.zeros, 0, size_t(plan.in_channels) * sizeof(float));
-  PatchBuilder patches(plan, chunk, buffers.zeros, buffers.inside);
-  RegionKernel kernel(plan, buffers, patches, max_segments);
+  const Buffers buffers(arena, plan, max_rows);
+  if (max_rows > 0)
+    __builtin_memset(buffers.zeros, 0, size_t(plan.geometry.kernel_w * plan.in_channels) * sizeof(float));
+  PatchBuilder patches(plan, buffers.zeros, buffers.inside, buffers.runs);
+  RegionKernel kernel(plan, buffers, patches);
   for (int64_t s = 0; s < span_count; ++s) kernel.run(spans[s]);
 }
 

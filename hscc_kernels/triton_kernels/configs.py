@@ -1,4 +1,4 @@
-"""Tile shapes of the Triton kernel: which there are, which are worth trying for a layer, and which comes first."""
+"""Tile shapes of the Triton kernel: which there are, which are worth timing for a layer, and which comes first."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
 
-    def meta(self) -> dict[str, int]:
-        return self._asdict()
-
-    def programs(self, device: torch.device) -> int:
-        """A persistent grid: as many programs as fit at 128 registers a thread, 16 warps a multiprocessor."""
-        return multiprocessors(device) * (16 // self.num_warps)
+    def meta(self, hip: bool = False) -> dict[str, int]:
+        """Keyword arguments of a launch."""
+        if hip:
+            # A wave has 64 lanes and up to 512 registers each, a program 64 KiB of shared memory.
+            return {**self._asdict(), "num_warps": 4, "num_stages": 2 if self.BR < 256 else 1}
+        # Without a cap ptxas would rather spill a few registers of a small tile than have fewer programs resident.
+        return {**self._asdict(), "maxnreg": 255}
 
 
 class Problem(NamedTuple):
-    """What the host knows of a call without reading a tensor."""
+    """What the host knows of a call without reading a tensor. pairs: images times positions."""
 
     dtype: torch.dtype
     in_channels: int
@@ -43,47 +44,95 @@ class Problem(NamedTuple):
 
     @property
     def whole_row(self) -> bool:
-        """Few channels: a step takes a kernel row's (kw, C) run instead of the channels of one tap."""
+        """Few channels: a step takes a run of a kernel row, (kw, C), instead of one tap's channels."""
         return self.in_channels < 16 and self.geometry.dilation[1] == 1
 
 
-# BP * BR accumulators and BP * BO more are a program's registers: 4 warps for up to 128 x 64, 8 above. Tall tiles
-# read V less often; short ones fill the chip where there are few positions.
-HALF = (
-    Config(128, 16, 64, 64, 4, 4),
-    Config(128, 32, 64, 64, 4, 3),
-    Config(32, 32, 64, 64, 4, 3),
-    Config(256, 64, 64, 64, 8, 3),
-    Config(128, 64, 64, 64, 4, 3),
-    Config(32, 64, 64, 64, 4, 3),
-    Config(128, 128, 64, 64, 8, 3),
-    Config(32, 128, 64, 64, 4, 3),
-    Config(64, 256, 64, 64, 8, 3),
-    Config(16, 256, 64, 64, 4, 2),
-)
-SINGLE = (
-    Config(64, 32, 32, 32, 4, 2),
-    Config(64, 64, 32, 32, 8, 2),
-    Config(16, 64, 32, 32, 4, 2),
-)
-MULTIPROCESSORS_OF_THE_INTERPRETER = 1
+class Chip(NamedTuple):
+    """What a choice of tiles depends on. name: as the driver gives it."""
+
+    name: str
+    multiprocessors: int
+    hip: bool = False
+    hopper: bool = False
+
+    @classmethod
+    def of(cls, device: torch.device) -> Chip:
+        return INTERPRETER if device.type == "cpu" else _of_gpu(device)
+
+    def programs(self, config: Config) -> int:
+        """A persistent grid, all of it resident: 8 warps a multiprocessor at up to 255 registers a thread."""
+        return self.multiprocessors * max(1, 8 // config.num_warps)
 
 
-def candidates(problem: Problem) -> tuple[Config, ...]:
-    """The configurations worth timing, the default first.
-
-    Rows a region is the mean when there are several regions: the window takes twice that, since a slice that
-    outgrows it has its first stage computed again for every BO output channels.
-    """
-    table = SINGLE if problem.dtype == torch.float32 else HALF
-    mean = -(-problem.rows // problem.regions)
-    wanted = min(problem.rows, problem.pool, mean if problem.regions == 1 else 2 * mean)
-    fit = min((c.BR for c in table if wanted <= c.BR), default=max(c.BR for c in table))
-    return tuple(c for c in table if fit == c.BR)
+INTERPRETER = Chip("interpreter", 1)
 
 
 @functools.cache
-def multiprocessors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return MULTIPROCESSORS_OF_THE_INTERPRETER
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _of_gpu(device: torch.device) -> Chip:
+    properties = torch.cuda.get_device_properties(device)
+    hip = torch.version.hip is not None
+    hopper = not hip and (properties.major, properties.minor) == (9, 0)
+    return Chip(properties.name, properties.multi_processor_count, hip, hopper)
+
+
+# 8 warps hold 8192 accumulators of the first stage and as many of the second; 4 warps hold half, for few positions.
+HALF = (
+    Config(256, 16, 64, 32, 8, 3),
+    Config(256, 32, 64, 32, 8, 3),
+    Config(32, 32, 64, 64, 4, 3),
+    Config(128, 64, 64, 64, 8, 4),
+    Config(32, 64, 64, 64, 4, 3),
+    Config(64, 128, 64, 64, 8, 3),
+    Config(32, 256, 64, 64, 8, 2),
+)
+# Two programs a multiprocessor, or one of twice the height: only the warpgroup product leaves registers for it.
+HOPPER = (
+    Config(256, 64, 64, 64, 8, 3),
+    Config(128, 64, 64, 64, 4, 3),
+)
+# Permuted stores hold an address for each pixel of a thread, so tiles are lower.
+SCATTERED = (
+    Config(64, 32, 64, 64, 8, 3),
+    Config(64, 64, 64, 64, 8, 3),
+    Config(64, 128, 64, 64, 8, 3),
+    Config(32, 256, 64, 64, 8, 2),
+)
+# Few channels: elements come one at a time, each with an address of its own, so steps are narrow.
+WHOLE_ROW = (
+    Config(64, 64, 32, 64, 8, 2),
+    Config(32, 128, 32, 64, 8, 2),
+)
+# 4 bytes an element and, unless TF32 is asked for, no tensor cores to feed.
+SINGLE = (
+    Config(64, 32, 32, 32, 8, 2),
+    Config(64, 64, 16, 32, 8, 2),
+)
+TALLEST = max(c.BP for c in HALF + HOPPER + SCATTERED + WHOLE_ROW + SINGLE)
+
+
+def table(problem: Problem, chip: Chip) -> tuple[Config, ...]:
+    """The configurations compiled for such a problem."""
+    if problem.dtype == torch.float32:
+        return SINGLE
+    if problem.whole_row:
+        return WHOLE_ROW
+    if problem.clusters != problem.regions:
+        return SCATTERED
+    return HALF + HOPPER if chip.hopper else HALF
+
+
+def candidates(problem: Problem, chip: Chip) -> tuple[Config, ...]:
+    """The configurations worth timing, the default first: the tallest tile of which there is one a program.
+
+    The window should hold a region's rows: a slice that outgrows it has its first stage computed again for every BO
+    output channels. The host sees only their sum over the regions, so with several regions it allows twice the mean.
+    """
+    configs = table(problem, chip)
+    mean = -(-problem.rows // problem.regions)
+    wanted = min(problem.rows, problem.pool, mean if problem.regions == 1 else 2 * mean)
+    window = min((c.BR for c in configs if wanted <= c.BR), default=max(c.BR for c in configs))
+    fitting = sorted((c for c in configs if window == c.BR), key=lambda c: -c.BP)
+    default = next((c for c in fitting if problem.pairs >= c.BP * chip.programs(c)), fitting[-1])
+    wider = [c for c in configs if 2 * window == c.BR] if problem.regions > 1 else []
+    return (default, *(c for c in (*fitting, *wider) if c != default))

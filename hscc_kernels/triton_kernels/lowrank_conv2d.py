@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..plan import DENSE, ClusterItem, Geometry, WorkItem
-from .configs import Config, Problem, candidates
+from . import autotune
+from .configs import TALLEST, Chip, Config, Problem
 
 _DENSE = tl.constexpr(DENSE)
 _WORK_WIDTH = tl.constexpr(len(WorkItem._fields))
@@ -75,7 +76,7 @@ def _first_stage(
     row_base = row.to(tl.int64) * (KH * KW * C)
     z = tl.zeros((BP, BR), tl.float32)
     for step in range(0, RUNS * tl.cdiv(length, BK)):
-        run = step % RUNS  # innermost: neighbouring taps share pixels, which are then still in L1
+        run = step % RUNS  # innermost: division by a constant, and neighbouring taps share pixels while they are cached
         e = step // RUNS * BK + tl.arange(0, BK)  # [BK]
         down = run // ACROSS * DH
         right = run % ACROSS * DW
@@ -111,14 +112,14 @@ def _second_stage(
 
 @triton.jit
 def _store(
-    y, out, bias, channels, bias_row, channel_row, pixel, o, first_channel, count, O,
+    y, out, bias, channels, bias_row, channel_row, pixel, o, first_channel, count, OC,
     HAS_BIAS: tl.constexpr, RELU: tl.constexpr, ONE_CLUSTER: tl.constexpr,
 ):  # fmt: skip
     """Bias, activation, and the way back through the channel permutation."""
     slot = first_channel + o
-    o_ok = (o < count) & (slot >= 0) & (slot < O)
+    o_ok = (o < count) & (slot >= 0) & (slot < OC)
     channel = tl.load(channels + channel_row + slot, mask=o_ok, other=-1)  # [BO]
-    o_ok = o_ok & (channel >= 0) & (channel < O)
+    o_ok = o_ok & (channel >= 0) & (channel < OC)
     if HAS_BIAS:
         y += tl.load(bias + bias_row + channel, mask=o_ok, other=0.0).to(tl.float32)[None, :]
     if RELU:
@@ -130,26 +131,24 @@ def _store(
         # One cluster is rarely permuted, and stores in order are 16 bytes wide instead of 2.
         in_order = tl.max(tl.where(o_ok, tl.abs(channel - o), 0), 0) == 0
     if in_order:
-        place = out + (pixel * O)[None, :] + o[:, None]
+        place = out + (pixel * OC)[None, :] + o[:, None]
         tl.store(place, y, mask=(o < count)[:, None] & (pixel >= 0)[None, :])
     else:
-        place = out + (pixel * O)[None, :] + channel[:, None]
+        place = out + (pixel * OC)[None, :] + channel[:, None]
         tl.store(place, y, mask=o_ok[:, None] & (pixel >= 0)[None, :])
 
 
 @triton.jit
 def lowrank_conv2d_kernel(
     x, v, u, bias, positions, rows, channels, work, clusters, out,
-    N, H, W, C, Wo, P, O, Q, S, U, R, K, bias_stride,
+    N, H, W, C, Wo, P, OC, Q, S, U, R, K, bias_stride,
     GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, ONE_CLUSTER: tl.constexpr, MAY_BE_DENSE: tl.constexpr,
     HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
     BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
-    # With the first stage inside the loop over channels, its accumulators stand beside the second's.
-    BO_CHUNKED: tl.constexpr = BO // 2
     tile = tl.program_id(0).to(tl.int64)
-    for rank_of_cost in range(0, R):
-        item = work + rank_of_cost * _WORK_WIDTH
+    for order in range(0, R):  # dearest region first
+        item = work + order * _WORK_WIDTH
         region = tl.minimum(tl.maximum(tl.load(item), 0), R - 1)
         position_start = tl.load(item + 1)
         position_count = tl.load(item + 2)
@@ -164,59 +163,42 @@ def lowrank_conv2d_kernel(
         )
         while tile < tiles:
             x_tile = x + first_image * H * W * C
-            out_tile = out + first_image * P * O
+            out_tile = out + first_image * P * OC
             window = -BR  # the first row of the slice list that z holds; holds none yet
             z = tl.zeros((BP, BR), x.dtype.element_ty)
             for k in range(cluster_start, cluster_end):
                 cluster = clusters + k * _CLUSTER_WIDTH
                 first_channel = tl.load(cluster)
-                count = tl.minimum(tl.load(cluster + 1), O)
+                count = tl.minimum(tl.load(cluster + 1), OC)
                 slice_start = tl.maximum(tl.load(cluster + 2), 0)
                 rank = tl.load(cluster + 3)
                 u_start = tl.load(cluster + 4)
                 dense = u_start == _DENSE
                 if ONE_CLUSTER:
-                    count = O
-                    u_start = u_start // O * O  # no change, but now the compiler knows how it is aligned
+                    count = OC
+                    u_start = u_start // OC * OC  # no change, but now the compiler knows how it is aligned
                 u_end = u_start + rank.to(tl.int64) * count
                 rank = tl.where(dense | ((u_start >= 0) & (u_end <= U)), rank, 0)
-                if rank <= BR:
-                    if rank > 0 and (slice_start < window or slice_start + rank > window + BR):
-                        window = slice_start
-                        z = _first_stage(
-                            x_tile, v, rows, corner[:, None], offset[:, None], row_start + window, row_end,
-                            H, W, C, Q, S, GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
-                        )  # fmt: skip
-                    s = window - slice_start + tl.arange(0, BR)  # [BR]
-                    for o0 in range(0, count, BO):
-                        o = o0 + tl.arange(0, BO)  # [BO]
-                        y = tl.zeros((BP, BO), tl.float32)
-                        y = _second_stage(y, z, u, s, o, 0, rank, count, u_start, dense, MAY_BE_DENSE, PRECISION, OFFSET)
-                        _store(
-                            y, out_tile, bias, channels, region * bias_stride, region * O, pixel, o,
-                            first_channel, count, O, HAS_BIAS, RELU, ONE_CLUSTER,
-                        )  # fmt: skip
-                else:
-                    window = -BR
-                    for o0 in range(0, count, BO_CHUNKED):
-                        o = o0 + tl.arange(0, BO_CHUNKED)
-                        y = tl.zeros((BP, BO_CHUNKED), tl.float32)
-                        # A dense cluster's rows are its channels.
-                        first = tl.where(dense, o0, 0)
-                        last = tl.where(dense, tl.minimum(o0 + BO_CHUNKED, rank), rank)
-                        for r0 in range(first, last, BR):
+                for o0 in range(0, count, BO):
+                    o = o0 + tl.arange(0, BO)
+                    y = tl.zeros((BP, BO), tl.float32)
+                    # A dense cluster's rows are its channels.
+                    first = tl.where(dense, o0, 0)
+                    last = tl.where(dense, tl.minimum(o0 + BO, rank), rank)
+                    for r0 in range(first, last, BR):
+                        r1 = tl.minimum(r0 + BR, last)
+                        if slice_start + r0 < window or slice_start + r1 > window + BR:
+                            window = slice_start + r0
                             z = _first_stage(
-                                x_tile, v, rows, corner[:, None], offset[:, None], row_start + slice_start + r0, row_end,
+                                x_tile, v, rows, corner[:, None], offset[:, None], row_start + window, row_end,
                                 H, W, C, Q, S, GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
                             )  # fmt: skip
-                            s = r0 + tl.arange(0, BR)
-                            y = _second_stage(
-                                y, z, u, s, o, r0, last, count, u_start, dense, MAY_BE_DENSE, PRECISION, OFFSET
-                            )
-                        _store(
-                            y, out_tile, bias, channels, region * bias_stride, region * O, pixel, o,
-                            first_channel, count, O, HAS_BIAS, RELU, ONE_CLUSTER,
-                        )  # fmt: skip
+                        s = window - slice_start + tl.arange(0, BR)
+                        y = _second_stage(y, z, u, s, o, r0, r1, count, u_start, dense, MAY_BE_DENSE, PRECISION, OFFSET)
+                    _store(
+                        y, out_tile, bias, channels, region * bias_stride, region * OC, pixel, o,
+                        first_channel, count, OC, HAS_BIAS, RELU, ONE_CLUSTER,
+                    )  # fmt: skip
             tile += tl.num_programs(0)
             # Carried by the loop, the addresses change layout once a tile; computed in it, they would be computed
             # again in every layout that needs them, and masks would change theirs in every step of the first stage.
@@ -224,29 +206,6 @@ def lowrank_conv2d_kernel(
                 positions, tile, position_start, position_count, N, H, W, C, Wo, P, GEOMETRY, OFFSET, BP
             )
         tile -= tiles
-
-
-def precision(dtype: torch.dtype) -> str:
-    """fp32 products are exact unless PyTorch was told that TF32 will do for matrix products."""
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
-
-
-def _check(x, v, u, bias, positions, channels, work, clusters, geometry: Geometry, out_size: tuple[int, int]) -> None:
-    """Shapes and types that the kernel's addresses rest on; values are masked inside it."""
-    patch = geometry.kernel[0] * geometry.kernel[1] * x.shape[1]
-    regions, out_channels = channels.shape
-    if not x.dtype == v.dtype == u.dtype:
-        raise TypeError(f"dtypes: got x {x.dtype}, v {v.dtype}, u {u.dtype}, expected one")
-    for name, got, expected in (
-        ("v", v.shape[1:], (patch,)),
-        ("bias", (regions, out_channels) if bias is None else bias.shape, (regions, out_channels)),
-        ("positions", positions.shape, (out_size[0] * out_size[1],)),
-        ("work", work.shape, (regions, len(WorkItem._fields))),
-        ("clusters", clusters.shape[1:], (len(ClusterItem._fields),)),
-    ):
-        if tuple(got) != tuple(expected):
-            raise ValueError(f"{name}: got shape {tuple(got)}, expected {tuple(expected)}")
 
 
 def lowrank_conv2d(
@@ -263,7 +222,7 @@ def lowrank_conv2d(
     activation: str,
     config: Config | None = None,
 ) -> Tensor:
-    """x (N, C, H, W), bias (R, O) or None -> (N, O, Ho, Wo), channels last in memory. No sync; autograd is the op's."""
+    """x (N, C, H, W), bias (R, O) or None -> (N, O, Ho, Wo), channels last in memory. Reads no tensor on the host."""
     geometry = Geometry.unflat(geometry)
     out_size = geometry.out_size(*x.shape[2:])
     _check(x, v, u, bias, positions, channels, work, clusters, geometry, out_size)
@@ -272,42 +231,64 @@ def lowrank_conv2d(
     if out.numel() == 0:
         return out
     problem = Problem(
-        x.dtype, x.shape[1], size[1], geometry, x.shape[0] * positions.shape[0], work.shape[0], clusters.shape[0],
-        rows.shape[0], v.shape[0],
-    )  # fmt: skip
+        dtype=x.dtype,
+        in_channels=x.shape[1],
+        out_channels=size[1],
+        geometry=geometry,
+        pairs=x.shape[0] * positions.shape[0],
+        regions=work.shape[0],
+        clusters=clusters.shape[0],
+        rows=rows.shape[0],
+        pool=v.shape[0],
+    )
+    chip = Chip.of(x.device)
     x = x.contiguous(memory_format=torch.channels_last)
     if bias is not None and bias.stride(1) != 1:
         bias = bias.contiguous()  # a stride of 0 between regions is fine: one bias for all
     tensors = [t.contiguous() for t in (positions, rows, channels, work, clusters)]
     arguments = (
         x, v.contiguous(), u.contiguous(), x if bias is None else bias, *tensors, out,
-        x.shape[0], *x.shape[2:], x.shape[1], out_size[1], positions.shape[0], channels.shape[1], v.shape[0],
+        x.shape[0], *x.shape[2:], x.shape[1], out_size[1], positions.shape[0], size[1], v.shape[0],
         rows.shape[0], u.shape[0], work.shape[0], clusters.shape[0], 0 if bias is None else bias.stride(0),
     )  # fmt: skip
-    constants = {
-        "GEOMETRY": tuple(geometry.flat()),
-        "WHOLE_ROW": problem.whole_row,
-        "ONE_CLUSTER": clusters.shape[0] == work.shape[0],
-        # One low-rank cluster a region has rank * O values of U: any dense region would leave rows without theirs.
-        "MAY_BE_DENSE": clusters.shape[0] != work.shape[0] or u.shape[0] != rows.shape[0] * size[1],
-        "HAS_BIAS": bias is not None,
-        "RELU": activation == "relu",
-        "PRECISION": precision(x.dtype),
-    }
+    constants = specialization(problem, bias is not None, activation, u.shape[0], _offset_type(x, out, u))
 
     def launch(config: Config) -> None:
-        grid = min(triton.cdiv(problem.pairs, config.BP) + problem.regions, config.programs(x.device))
-        lowrank_conv2d_kernel[(grid,)](*arguments, **constants, **config.meta())
+        grid = min(triton.cdiv(problem.pairs, config.BP) + problem.regions, chip.programs(config))
+        lowrank_conv2d_kernel[(grid,)](*arguments, **constants, **config.meta(chip.hip))
 
     with torch.cuda.device_of(x):
-        launch(config or candidates(problem)[0])
+        launch(config or autotune.choose(problem, chip, launch, out))
     return out
+
+
+def specialization(problem: Problem, has_bias: bool, activation: str, u_size: int, offset: tl.dtype) -> dict:
+    """The kernel's constants but for the tile; each combination of values is compiled."""
+    one_cluster = problem.clusters == problem.regions
+    return {
+        "GEOMETRY": tuple(problem.geometry.flat()),
+        "WHOLE_ROW": problem.whole_row,
+        "ONE_CLUSTER": one_cluster,
+        # A low-rank cluster that is alone has rank * O values of U: beside a dense one, some rows would lack theirs.
+        "MAY_BE_DENSE": not one_cluster or u_size != problem.rows * problem.out_channels,
+        "HAS_BIAS": has_bias,
+        "RELU": activation == "relu",
+        "PRECISION": precision(problem.dtype),
+        "OFFSET": offset,
+    }
 
 
 def precision(dtype: torch.dtype) -> str:
     """fp32 products are exact unless PyTorch was told that TF32 will do for matrix products."""
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 else "ieee"
+
+
+def _offset_type(x: Tensor, out: Tensor, u: Tensor) -> tl.dtype:
+    """Offsets count from a tile's first image, and a tile may reach over as many images as it has pairs."""
+    image = max(x.numel(), out.numel()) // x.shape[0]
+    reach = max(TALLEST * image, u.numel())
+    return tl.int32 if reach < 2**31 else tl.int64
 
 
 def _check(x, v, u, bias, positions, channels, work, clusters, geometry: Geometry, out_size: tuple[int, int]) -> None:

@@ -3,7 +3,8 @@
 from ._version import __version__
 from .checkpoint import load_, save
 from .compress import CompressionPlan, apply_, compress_, plan
-from .config import Budget, Config, energy, flops
+from .config import Budget, Config, energy, flops, params
+from .finetune import FinetuneReport, finetune
 from .layer import HSCConv2d
 from .report import LayerReport, Report
 
@@ -11,6 +12,7 @@ __all__ = [
     "Budget",
     "CompressionPlan",
     "Config",
+    "FinetuneReport",
     "HSCConv2d",
     "LayerReport",
     "Report",
@@ -18,8 +20,10 @@ __all__ = [
     "apply_",
     "compress_",
     "energy",
+    "finetune",
     "flops",
     "load_",
+    "params",
     "plan",
     "save",
 ]

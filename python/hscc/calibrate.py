@@ -1,14 +1,20 @@
-"""Runs calibration data through a model and gathers statistics by forward hooks that always come off."""
+"""Runs calibration data through a model and gathers statistics by forward hooks that always come off.
+
+Where ``torch.distributed`` is initialised, each rank reads its own part of the data and the statistics are those of
+all parts; the model must be the same on all ranks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .progress import track
 from .regions import RegionMap
 from .stats import Moments, Profile
@@ -41,13 +47,11 @@ def profile(model: nn.Module, calibration: Iterable, layers: Mapping[str, nn.Mod
         calls[name] = calls.get(name, 0) + 1
 
     passes = 0
-    with _watch(layers, see), _inference(model):
-        for batch in track(batches(calibration, model), "profiling", show):
-            _forward(model, batch)
+    with distributed.together(), _watch(layers, see), _inference(model):
+        for batch in batches(calibration, model, "profiling", show):
+            forward(model, batch)
             passes += 1
-    for name, seen in profiles.items():
-        seen.calls = calls[name] // passes
-    return profiles
+    return _joined(profiles, calls, passes, _device(model))
 
 
 def moments(
@@ -58,10 +62,34 @@ def moments(
     show: bool,
 ) -> Mapping[str, Moments]:
     """Fills empty moments with the outputs of each layer."""
-    with _watch(layers, lambda name, y: empty[name].add(y)), _inference(model):
-        for batch in track(batches(calibration, model), "moments", show):
-            _forward(model, batch)
+    with distributed.together(), _watch(layers, lambda name, y: empty[name].add(y)), _inference(model):
+        for batch in batches(calibration, model, "moments", show):
+            forward(model, batch)
+    _sum(empty)
     return empty
+
+
+def visit(
+    model: nn.Module,
+    calibration: Iterable,
+    layers: Mapping[str, nn.Module],
+    see: Callable[[str, Tensor, Tensor], None],
+    description: str,
+    show: bool,
+) -> None:
+    """Calls ``see`` with the name, the input and the output of each layer, both (N, C, H, W)."""
+
+    def hook(name: str) -> Callable:
+        return lambda module, args, y: see(name, *(t if t.ndim == 4 else t.unsqueeze(0) for t in (args[0], y)))
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        with distributed.together(), _inference(model):
+            for batch in batches(calibration, model, description, show):
+                forward(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def paired_moments(
@@ -83,14 +111,15 @@ def paired_moments(
             if len(outputs) == calls:
                 raise _Seen
 
-        with _watch({name: model.get_submodule(name)}, see):
-            _forward(model, batch)
+        with suppress(_Seen), _watch({name: model.get_submodule(name)}, see):
+            forward(model, batch)
         return outputs
 
-    with _inference(dense), _inference(student):
-        for batch in track(batches(calibration, dense), f"fitting {name}", show):
+    with distributed.together(), _inference(dense), _inference(student):
+        for batch in batches(calibration, dense, f"fitting {name}", show):
             for x, y in zip(run(student, batch), run(dense, batch), strict=True):
                 empty.add(x, y)
+    _sum({name: empty})
     return empty
 
 
@@ -109,12 +138,12 @@ def count_flops(model: nn.Module, calibration: Iterable, layers: Mapping[str, nn
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
     try:
         if layers:
-            with _inference(model):
-                _forward(model, next(iter(batches(calibration, model))))
+            with distributed.together(), _inference(model):
+                forward(model, next(batches(calibration, model)))
     finally:
         for handle in handles:
             handle.remove()
-    return counts
+    return distributed.gather(counts)[0]
 
 
 def empty_moments(profile: Profile, regions: RegionMap) -> Moments:
@@ -126,31 +155,82 @@ def empty_moments(profile: Profile, regions: RegionMap) -> Moments:
     return Moments.empty(labels, sums / counts[:, None])
 
 
-def batches(calibration: Iterable, model: nn.Module) -> Iterator[Any]:
+def batches(
+    data: Iterable, model: nn.Module, description: str = "", show: bool = False, argument: str = "calibration"
+) -> Iterator[Any]:
     """Inputs on the model's device: of each batch a tensor, the first of a tuple or list, or a dict of keywords."""
-    if iter(calibration) is calibration:
+    if isinstance(data, Iterator):
         raise TypeError(
-            f"calibration: got the one-shot iterator {type(calibration).__name__}, expected data that can be read "
+            f"{argument}: got the one-shot iterator {type(data).__name__}, expected data that can be read "
             "several times, such as a list of batches or a DataLoader"
         )
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0))
+    device = _device(model)
     empty = True
-    for batch in calibration:
+    for batch in track(data, description, show):
         empty = False
         batch = batch[0] if isinstance(batch, (tuple, list)) else batch
         if isinstance(batch, Mapping):
-            yield {key: value.to(tensor.device) for key, value in batch.items()}
+            yield {key: value.to(device) for key, value in batch.items()}
         elif isinstance(batch, Tensor):
-            yield batch.to(tensor.device)
+            yield batch.to(device)
         else:
-            raise TypeError(f"calibration: got a batch of {type(batch).__name__}, expected a tensor, tuple or dict")
+            raise TypeError(f"{argument}: got a batch of {type(batch).__name__}, expected a tensor, tuple or dict")
     if empty:
-        raise ValueError("calibration: got no batch, expected at least one")
+        raise ValueError(f"{argument}: got no batch, expected at least one")
 
 
-def _forward(model: nn.Module, batch: Any) -> None:
-    with suppress(_Seen):
-        model(**batch) if isinstance(batch, Mapping) else model(batch)
+def forward(model: nn.Module, batch: Any) -> Any:
+    """What the model makes of one of the :func:`batches`."""
+    return model(**batch) if isinstance(batch, Mapping) else model(batch)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _joined(profiles: dict[str, Profile], calls: Mapping[str, int], passes: int, device) -> dict[str, Profile]:
+    """Sums over the ranks, which may have seen different layers; ``calls`` are those of all passes."""
+    seen = {name: (p.total.shape[1], p.size, p.images, calls[name]) for name, p in profiles.items()}
+    ranks = distributed.gather((passes, seen))
+    joined: dict[str, Profile] = {}
+    for name, (channels, size, *_) in (item for _, seen in ranks for item in seen.items()):
+        if name not in joined:
+            joined[name] = profiles.get(name) or Profile.empty(channels, size, device)
+        if joined[name].size != size:
+            raise ValueError(
+                f"layer {name!r}: got outputs of {joined[name].size} and {size} on different ranks, expected one size; "
+                "calibrate with images of one size"
+            )
+    for name, profile in joined.items():
+        parts = [seen[name] for _, seen in ranks if name in seen]
+        profile.images = sum(images for *_, images, _ in parts)
+        profile.calls = -(-sum(count for *_, count in parts) // sum(passes for passes, _ in ranks))  # at least 1
+        distributed.sum_(profile.total, profile.square)
+    return joined
+
+
+def _sum(moments: Mapping[str, Moments]) -> None:
+    """Adds up what the ranks saw of the same regions."""
+    marks = {name: [crc32(t.cpu().numpy()) for t in (m.labels, m.shift)] for name, m in moments.items()}
+    for rank, other in enumerate(distributed.gather(marks)):
+        if other != marks:
+            raise ValueError(
+                f"moments: got other regions on rank {rank}, expected the same on all: same seed and kind of machine"
+            )
+    for part in moments.values():
+        distributed.sum_(*part.sums)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 @contextmanager
@@ -168,12 +248,6 @@ def _watch(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) 
 
 @contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    """Evaluation mode without gradients."""
+    with evaluation_mode(model), torch.no_grad():
+        yield

@@ -3,81 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hscc_kernels import ClusterFactors, PackedPlan, RegionFactors
-
-from . import calibrate, clusters, factors, ranks, regions, surgery
+from . import baselines, calibrate, regions, search, sensitivity, structure, surgery
+from .chains import Chain
 from .config import Config
-from .factors import Spectrum
-from .layer import HSCConv2d, dense_bias, weight_rows
-from .regions import RegionMap
+from .layer import HSCConv2d
+from .ranks import Cost
 from .report import LayerReport, Report
-from .stats import Profile
+from .stats import SplitMoments
+from .structure import LayerPlan, LayerStats
 
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What becomes of one convolution: its region map, the channel clusters of each region, and their ranks.
-
-    ``spectra`` and ``ranks`` are by region, then cluster; a rank of None is a dense cluster.
-    """
-
-    name: str
-    conv: nn.Conv2d
-    profile: Profile
-    regions: RegionMap
-    clusters: tuple[tuple[Tensor, ...], ...]
-    spectra: tuple[tuple[Spectrum, ...], ...]
-    ranks: tuple[tuple[int | None, ...], ...] = ()
-
-    @property
-    def patch(self) -> int:
-        return self.conv.weight[0].numel()
-
-    @property
-    def dense_flops(self) -> int:
-        return 2 * self.profile.calls * self.regions.labels.numel() * self.patch * self.conv.out_channels
-
-    @property
-    def stays_dense(self) -> bool:
-        return all(rank is None for region in self.ranks for rank in region)
-
-    def groups(self) -> list[ranks.Group]:
-        """One a region and cluster, gains as shares of the layer's output energy."""
-        sizes = self.regions.sizes()
-        energy = sum(n * sum(s.energy for s in region) for n, region in zip(sizes, self.spectra, strict=True))
-        groups = []
-        for size, region in zip(sizes, self.spectra, strict=True):
-            for spectrum in region:
-                scale = size / max(energy, 1e-30)
-                count = len(spectrum.target_mean)
-                flops = 2 * self.profile.calls * size
-                rest = max(spectrum.energy - spectrum.gains.sum().item(), 0.0)
-                groups.append(
-                    ranks.Group(
-                        spectrum.gains * scale, rest * scale, flops * (self.patch + count), flops * self.patch * count
-                    )
-                )
-        return groups
-
-    def with_ranks(self, flat: list[int]) -> LayerPlan:
-        """This plan with ranks in the order of :meth:`groups`."""
-        chosen = iter(None if rank == ranks.DENSE else rank for rank in flat)
-        return replace(self, ranks=tuple(tuple(next(chosen) for _ in region) for region in self.clusters))
-
-    def error(self) -> float:
-        """Share of the output energy that the chosen ranks miss."""
-        flat = [rank for region in self.ranks for rank in region]
-        kept = sum(
-            group.gains[:rank].sum().item() if rank is not None else group.gains.sum().item() + group.rest
-            for group, rank in zip(self.groups(), flat, strict=True)
-        )
-        return max(1 - kept, 0.0) if any(s.energy for region in self.spectra for s in region) else 0.0
+FEW_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -85,16 +26,36 @@ class CompressionPlan:
     """What :func:`apply_` will do to a model: nothing has been changed yet."""
 
     config: Config
-    layers: dict[str, LayerPlan]
+    layers: dict[str, LayerPlan] | dict[str, Chain]
     targets: surgery.Targets
     other_flops: dict[str, int]
+    warnings: tuple[str, ...] = ()
+
+    def report(self) -> Report:
+        """What the compressed model will hold, and the errors predicted on calibration data kept apart."""
+        if self.config.method in baselines.METHODS:
+            rows = [baselines.row(layer, self.targets.names) for layer in self.layers.values()]
+        else:
+            rows = [_planned(layer, self.targets) for layer in self.layers.values()]
+        return Report(tuple(rows + self._untouched()), self.warnings)
+
+    def _untouched(self) -> list[LayerReport]:
+        """The rows of convolutions that cannot be compressed."""
+        rows = []
+        for name, flops in self.other_flops.items():
+            parameters = self.targets.parameters[name]
+            shared = self.targets.names[name][1:]
+            reason = self.targets.skipped[name]
+            rows.append(LayerReport(name, flops, flops, parameters, parameters, reason=reason, shared_with=shared))
+        return rows
 
 
 def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_progress: bool = False) -> Report:
     """Compresses a trained model in place.
 
     Args:
-        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d`, all else stays.
+        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (``nn.Sequential`` for the methods
+            "tucker2" and "spatial_svd"), all else stays.
         calibration: re-iterable batches (tensor, tuple or list whose first item is the input, or dict of keywords);
             a few hundred unlabelled samples of one size.
         config: what to do and how far.
@@ -113,144 +74,156 @@ def plan(model: nn.Module, calibration: Iterable, config: Config, *, show_progre
     """Chooses regions, clusters and ranks of every layer; arguments as for :func:`compress_`."""
     if not isinstance(config, Config):
         raise TypeError(f"config: got {type(config).__name__}, expected hscc.Config")
+    if config.method == "svd":
+        config = replace(
+            config,
+            region_method="none",
+            clusters=1,
+            reconstruction="independent",
+            search=False,
+            sharing=False,
+            sensitivity=False,
+        )
     targets = surgery.find(model, config.skip)
     profiles = calibrate.profile(model, calibration, targets.layers, show_progress)
     for name in [name for name in targets.layers if name not in profiles]:
         targets.layers.pop(name)
         targets.skipped[name] = "did not run on the calibration data"
     skipped = {name: model.get_submodule(name) for name in targets.skipped}
-    other_flops = calibrate.count_flops(model, calibration, skipped)
-    maps, empty = {}, {}
-    for name in targets.layers:
-        maps[name] = regions.split(profiles[name], config.region_method, config.regions, config.seed)
-        empty[name] = calibrate.empty_moments(profiles[name], maps[name])
-    moments = calibrate.moments(model, calibration, targets.layers, empty, show_progress)
-    layers = {
-        name: _layer_plan(name, targets.layers[name], profiles[name], maps[name], moments[name], config)
-        for name in profiles
-    }
-    layers = _with_ranks(layers, sum(other_flops.values()), config)
-    return CompressionPlan(config, layers, targets, other_flops)
+    targets.parameters.update({name: sum(p.numel() for p in conv.parameters()) for name, conv in skipped.items()})
+    other = calibrate.count_flops(model, calibration, skipped)
+    if config.method in baselines.METHODS:
+        seen = baselines.look(model, calibration, profiles, config, show_progress)
+        limit = _limit(_sum(layer.dense for layer in seen.values()), _fixed(targets, other), config)
+        return CompressionPlan(config, baselines.with_ranks(seen, limit, config.budget.energy), targets, other)
+    stats = _look(model, calibration, targets.layers, profiles, config, show_progress)
+    images = max((layer.profile.images // layer.profile.calls for layer in stats.values()), default=0)
+    return CompressionPlan(config, _choose(stats, targets, other, config), targets, other, _warnings(images))
 
 
 def apply_(
     model: nn.Module, plan: CompressionPlan, calibration: Iterable | None = None, show_progress: bool = False
 ) -> Report:
     """Fits the planned factors and swaps them into ``model``; sequential reconstruction needs the data once more."""
-    sequential = plan.config.reconstruction == "sequential" and plan.config.factorization == "activation"
-    if sequential and calibration is None:
-        raise ValueError("calibration: got None, expected the data for sequential reconstruction")
-    student = copy.deepcopy(model) if sequential else None
-    fitted: dict[str, HSCConv2d] = {}
-    reports = []
-    for name, layer in plan.layers.items():
-        if not layer.stays_dense:
+    config = plan.config
+    baseline = config.method in baselines.METHODS
+    sequential = config.reconstruction == "sequential" and config.factorization == "activation"
+    if (sequential or baseline) and calibration is None:
+        raise ValueError("calibration: got None, expected the data for sequential reconstruction and for baselines")
+    if baseline:
+        fitted, rows = baselines.fit(model, plan.layers, plan.targets.names, calibration, show_progress)
+    else:
+        student = copy.deepcopy(model) if sequential else None
+        fitted = {}
+        for name, layer in plan.layers.items():
+            if layer.stays_dense:
+                continue
             if sequential and fitted:
-                layer = _refit(layer, model, student, calibration, plan.config, show_progress)
-            fitted[name] = _factored(layer)
+                stats = layer.stats
+                moments = calibrate.paired_moments(
+                    model,
+                    student,
+                    calibration,
+                    name,
+                    stats.profile.calls,
+                    calibrate.empty_moments(stats.profile, stats.cells),
+                    show_progress,
+                )
+                fitted[name] = structure.fit(layer, moments, config, config.ridge)
+            else:
+                fitted[name] = structure.fit(layer, layer.stats.moments.total(), config, None)
             if sequential:
                 surgery.swap_(student, plan.targets.names[name], fitted[name])
-        reports.append(_report(layer, fitted.get(name), plan.targets))
+        rows = [_done(layer, fitted.get(name), plan.targets) for name, layer in plan.layers.items()]
     for name, module in fitted.items():
         surgery.swap_(model, plan.targets.names[name], module)
     surgery.channels_last_(model)
-    reports += [_untouched(model, name, flops, plan.targets) for name, flops in plan.other_flops.items()]
-    return Report(tuple(reports))
+    return Report(tuple(rows + plan._untouched()), plan.warnings)
 
 
-def _layer_plan(name, conv, profile, region_map, moments, config: Config) -> LayerPlan:
-    weight, bias = weight_rows(conv).double(), dense_bias(conv).double()
-    parts, spectra = [], []
-    for index in range(region_map.count):
-        region = moments.region(index)
-        split = clusters.split(region.covariance, config.clusters, config.seed)
-        parts.append(tuple(part.to(weight.device) for part in split))
-        spectra.append(
-            tuple(
-                factors.from_weight(weight, bias, channels)
-                if config.factorization == "weight"
-                else factors.from_activations(region, channels)
-                for channels in parts[-1]
-            )
-        )
-    return LayerPlan(name, conv, profile, region_map, tuple(parts), tuple(spectra))
-
-
-def _with_ranks(layers: dict[str, LayerPlan], other_flops: int, config: Config) -> dict[str, LayerPlan]:
-    groups = {name: layer.groups() for name, layer in layers.items()}
-    flat = [group for part in groups.values() for group in part]
-    if config.budget.energy is not None:
-        chosen = ranks.by_energy(flat, config.budget.energy, config.rank_multiple)
+def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config: Config, show: bool):
+    """Statistics of every layer, in the order in which they run."""
+    cells, empty = {}, {}
+    for name, profile in profiles.items():
+        cells[name] = regions.split(profile, config.region_method, config.regions, config.seed)
+        empty[name] = SplitMoments(tuple(calibrate.empty_moments(profile, cells[name]) for _ in range(2)))
+    moments = calibrate.moments(model, calibration, {name: layers[name] for name in profiles}, empty, show)
+    watched = {name: layers[name] for name in profiles}
+    if config.sensitivity and config.factorization == "activation" and watched:
+        metrics = sensitivity.measure(model, calibration, watched, cells, config.seed, show)
     else:
-        dense = sum(layer.dense_flops for layer in layers.values()) + other_flops
-        left = dense / config.budget.flops - other_flops
-        if left < 0:
+        metrics = {name: sensitivity.plain(layer, cells[name]) for name, layer in watched.items()}
+    return {
+        name: LayerStats(name, layers[name], profile, cells[name], moments[name], *metrics[name])
+        for name, profile in profiles.items()
+    }
+
+
+def _choose(stats: Mapping[str, LayerStats], targets: surgery.Targets, other: dict[str, int], config: Config):
+    """The structure and ranks of every layer within the budget."""
+    found = {name: structure.options(layer, config) for name, layer in stats.items()}
+    if config.budget.energy is not None:
+        chosen = {name: (0, option[0][1].keeping(config.budget.energy)) for name, option in found.items()}
+    else:
+        dense = _sum(layer.dense for layer in stats.values())
+        options = {name: [option for _, option in several] for name, several in found.items()}
+        chosen = search.choose(options, dense, _limit(dense, _fixed(targets, other), config)) if options else {}
+    return {name: LayerPlan(stats[name], found[name][index][0], choice) for name, (index, choice) in chosen.items()}
+
+
+def _fixed(targets: surgery.Targets, other: Mapping[str, int]) -> Cost:
+    return Cost(sum(other.values()), sum(targets.parameters.values()))
+
+
+def _limit(dense: Cost, fixed: Cost, config: Config) -> Cost:
+    """What the budget leaves to the layers, whose dense cost is given; ``fixed`` is what cannot be compressed."""
+    left = []
+    for name, words, all_dense, stays in zip(("flops", "params"), ("FLOPs", "parameters"), dense, fixed, strict=True):
+        reduction = getattr(config.budget, name)
+        left.append(math.inf if reduction is None else (all_dense + stays) / reduction - stays)
+        if left[-1] < 0:
             raise ValueError(
-                f"budget: got {config.budget.flops}x fewer FLOPs, expected at most {dense / other_flops:.2f}x: "
+                f"budget: got {reduction:g}x fewer {words}, expected at most {(all_dense + stays) / stays:.2f}x: "
                 "the layers that cannot be compressed need the rest"
             )
-        chosen = ranks.by_cost(flat, left, config.rank_multiple)
-    chosen = iter(chosen)
-    return {name: layers[name].with_ranks([next(chosen) for _ in part]) for name, part in groups.items()}
+    return Cost(*left)
 
 
-def _refit(layer: LayerPlan, dense, student, calibration, config: Config, show: bool) -> LayerPlan:
-    """The same structure, with spectra fitted to the dense outputs from the student's inputs."""
-    empty = calibrate.empty_moments(layer.profile, layer.regions)
-    moments = calibrate.paired_moments(dense, student, calibration, layer.name, layer.profile.calls, empty, show)
-    spectra = tuple(
-        tuple(
-            factors.from_regression(moments.region(index), channels, spectrum.energy, config.ridge)
-            for channels, spectrum in zip(split, old, strict=True)
-        )
-        for index, (split, old) in enumerate(zip(layer.clusters, layer.spectra, strict=True))
-    )
-    return replace(layer, spectra=spectra)
+def _sum(costs: Iterable[Cost]) -> Cost:
+    return Cost(*(sum(parts) for parts in zip(*costs, strict=True)))
 
 
-def _factored(layer: LayerPlan) -> HSCConv2d:
-    """Cuts the spectra at the chosen ranks; every region gets rows of its own."""
-    weight, bias = weight_rows(layer.conv).double(), dense_bias(layer.conv).double()
-    pool, biases, parts, start = [], [], [], 0
-    for split, spectra, chosen in zip(layer.clusters, layer.spectra, layer.ranks, strict=True):
-        region_bias, region_clusters, row = torch.empty_like(bias), [], 0
-        for channels, spectrum, rank in zip(split, spectra, chosen, strict=True):
-            rows = weight[channels] if rank is None else spectrum.a[:rank] @ weight
-            u = None if rank is None else spectrum.u[:, :rank]
-            region_bias[channels] = bias[channels] if rank is None else spectrum.bias(bias, rank)
-            region_clusters.append(ClusterFactors(channels, row, u))
-            pool.append(rows)
-            row += len(rows)
-        parts.append(RegionFactors(torch.arange(start, start + row), tuple(region_clusters)))
-        biases.append(region_bias)
-        start += row
-    return HSCConv2d.from_conv(layer.conv, parts, torch.cat(pool), torch.stack(biases), layer.regions.labels)
+def _warnings(images: int) -> tuple[str, ...]:
+    if images >= FEW_IMAGES:
+        return ()
+    return (f"{images} calibration images: got fewer than {FEW_IMAGES}, so regions and ranks rest on little",)
 
 
-def _report(layer: LayerPlan, fitted: HSCConv2d | None, targets: surgery.Targets) -> LayerReport:
-    dense_parameters = sum(p.numel() for p in layer.conv.parameters())
-    common = dict(
-        name=layer.name,
-        dense_flops=layer.dense_flops,
-        dense_parameters=dense_parameters,
-        shared_with=targets.names[layer.name][1:],
-    )
+def _planned(layer: LayerPlan, targets: surgery.Targets) -> LayerReport:
+    stats = layer.stats
+    return _row(layer, targets, int(layer.choice.cost.flops), int(layer.choice.cost.parameters), stats.dense)
+
+
+def _done(layer: LayerPlan, fitted: HSCConv2d | None, targets: surgery.Targets) -> LayerReport:
+    dense = layer.stats.dense
     if fitted is None:
-        reason = "stays dense: factors would not be cheaper under this budget"
-        return LayerReport(flops=layer.dense_flops, parameters=dense_parameters, reason=reason, **common)
-    packed: PackedPlan = fitted.plan
+        return _row(layer, targets, dense.flops, dense.parameters, dense)
+    packed = fitted.plan
+    return _row(layer, targets, packed.flops() * layer.stats.profile.calls, packed.parameters(), dense)
+
+
+def _row(layer: LayerPlan, targets: surgery.Targets, flops: int, parameters: int, dense: Cost) -> LayerReport:
+    name, stays = layer.stats.name, layer.stays_dense
     return LayerReport(
-        flops=packed.flops() * layer.profile.calls,
-        parameters=packed.parameters(),
-        ranks=layer.ranks,
-        region_sizes=tuple(layer.regions.sizes()),
-        error=layer.error(),
-        **common,
+        name=name,
+        dense_flops=dense.flops,
+        flops=dense.flops if stays else flops,
+        dense_parameters=dense.parameters,
+        parameters=dense.parameters if stays else parameters,
+        ranks=() if stays else layer.region_ranks,
+        rows=0 if stays else layer.choice.pool or 0,
+        region_sizes=() if stays else tuple(layer.structure.regions.sizes()),
+        error=0.0 if stays else layer.error,
+        reason="stays dense: factors would not be cheaper under this budget" if stays else None,
+        shared_with=targets.names[name][1:],
     )
-
-
-def _untouched(model: nn.Module, name: str, flops: int, targets: surgery.Targets) -> LayerReport:
-    """The row of a convolution that cannot be compressed."""
-    parameters = sum(p.numel() for p in model.get_submodule(name).parameters())
-    shared = targets.names[name][1:]
-    return LayerReport(name, flops, flops, parameters, parameters, reason=targets.skipped[name], shared_with=shared)

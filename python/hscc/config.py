@@ -15,17 +15,24 @@ class Budget:
 
     Args:
         flops: reduction of the convolutions' FLOPs, whole network (3 means a third), at least 1.
-        energy: share of each cluster's output energy to keep, in (0, 1]; instead of ``flops``.
+        params: reduction of the numbers that the convolutions store, at least 1.
+        energy: share of each cluster's output energy to keep, in (0, 1]; stands alone.
     """
 
     flops: float | None = None
+    params: float | None = None
     energy: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.flops is None) == (self.energy is None):
-            raise ValueError(f"budget: got flops={self.flops} and energy={self.energy}, expected exactly one of them")
-        if self.flops is not None and not self.flops >= 1:
-            raise ValueError(f"budget: got flops={self.flops}, expected a reduction of at least 1")
+        if (self.flops is None and self.params is None) == (self.energy is None):
+            raise ValueError(
+                f"budget: got flops={self.flops}, params={self.params} and energy={self.energy}, "
+                "expected either reductions or an energy"
+            )
+        for name in ("flops", "params"):
+            value = getattr(self, name)
+            if value is not None and not value >= 1:
+                raise ValueError(f"budget: got {name}={value}, expected a reduction of at least 1")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise ValueError(f"budget: got energy={self.energy}, expected a share in (0, 1]")
 
@@ -35,12 +42,18 @@ def flops(reduction: float) -> Budget:
     return Budget(flops=reduction)
 
 
+def params(reduction: float) -> Budget:
+    """A budget of ``reduction`` times fewer numbers stored."""
+    return Budget(params=reduction)
+
+
 def energy(share: float) -> Budget:
     """The paper's rule: the smallest rank of each cluster that keeps this share of its output energy."""
     return Budget(energy=share)
 
 
 _CHOICES = {
+    "method": ("hscc", "svd", "tucker2", "spatial_svd"),
     "factorization": ("activation", "weight"),
     "region_method": ("kmeans", "grid", "none"),
     "reconstruction": ("sequential", "independent"),
@@ -53,12 +66,18 @@ class Config:
 
     Args:
         budget: how far; see :class:`Budget`.
+        method: "hscc", or a baseline without regions, clusters and sequential fit: "svd" (one region, one cluster),
+            "tucker2" (1 x 1, k x k, 1 x 1) or "spatial_svd" (k x 1, 1 x k).
         factorization: "activation" (fits outputs on calibration data) or "weight" (plain SVD of the weight).
-        regions: spatial regions a layer, at most; fewer where the data show fewer.
+        regions: spatial regions a layer, at most.
         region_method: "kmeans" on position profiles, "grid", or "none" (one region).
-        clusters: channel clusters a region.
+        clusters: channel clusters a region, at most.
         reconstruction: "sequential" fits each layer to the dense outputs from the compressed prefix's inputs
             (Zhang et al. 2015), "independent" fits layers one by one; "weight" factors are always independent.
+        search: choose regions and clusters of each layer by what they buy under the budget, up to the numbers given;
+            otherwise (and always for "weight" factors and energy budgets) take the numbers given.
+        sharing: let regions share rows where that is cheaper than own ones.
+        sensitivity: weigh errors by how much they move the network's output; needs a differentiable model.
         rank_multiple: ranks are multiples of this.
         ridge: shrinkage of the sequential fit, relative to the mean variance.
         skip: names of layers to leave alone.
@@ -66,11 +85,15 @@ class Config:
     """
 
     budget: Budget
+    method: str = "hscc"
     factorization: str = "activation"
-    regions: int = 4
+    regions: int = 16
     region_method: str = "kmeans"
-    clusters: int = 1
+    clusters: int = 2
     reconstruction: str = "sequential"
+    search: bool = True
+    sharing: bool = True
+    sensitivity: bool = True
     rank_multiple: int = 1
     ridge: float = 1e-3
     skip: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""Low-rank factors of one cluster of one region, rank by rank. Derivations: ``docs/math.md``."""
+"""Low-rank factors of the outputs of one region. Derivations: ``docs/math.md``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,35 @@ from torch import Tensor
 
 from .stats import RegionMoments
 
+SENSITIVITY_FLOOR = 0.1  # of the mean: a channel that looks irrelevant on few images still counts a little
+
+
+class Metric(NamedTuple):
+    """Symmetric root T (n, n) of the metric in which errors are measured, and its inverse."""
+
+    root: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, gram: Tensor, channels: Tensor) -> Metric:
+        """From the sensitivity (O, O) of a layer, for some of its channels (n,)."""
+        block = gram[channels][:, channels]
+        floor = SENSITIVITY_FLOOR * block.diagonal().mean().clamp_min(1e-30)
+        values, vectors = torch.linalg.eigh(block + floor * torch.eye(len(block)).to(block))
+        values = values.clamp_min(floor)
+        return cls((vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T)
+
 
 class Spectrum(NamedTuple):
-    """All singular directions of a cluster, strongest first: cut at a rank, y ~ target + U A (y' - mean), V = A W.
+    """All directions of a cluster, strongest first: cut at a rank, y ~ target + U A (y' - mean), V = A W.
 
     Args:
-        gains: (m,) output energy of each direction, per position.
-        energy: output energy of the whole cluster, per position.
+        gains: (m,) what each direction explains, per position.
         u: (n, m) second stage; a: (m, O) rows over the dense layer's outputs.
         target_mean: (n,) of the wanted outputs; mean: (O,) of the computable ones.
     """
 
     gains: Tensor
-    energy: float
     u: Tensor
     a: Tensor
     target_mean: Tensor
@@ -32,45 +48,80 @@ class Spectrum(NamedTuple):
         return self.target_mean + self.u[:, :rank] @ (self.a[:rank] @ (bias - self.mean))
 
 
-def from_activations(moments: RegionMoments, channels: Tensor) -> Spectrum:
+def from_activations(moments: RegionMoments, channels: Tensor, metric: Metric) -> Spectrum:
     """Directions that explain most output energy: eigenvectors of the covariance of the cluster's outputs."""
-    covariance = moments.covariance[channels][:, channels]
-    gains, u = _eigen(covariance)
-    return Spectrum(
-        gains,
-        covariance.diagonal().sum().item(),
-        u,
-        u.T @ _select(channels, len(moments.mean)),
-        moments.target_mean[channels],
-        moments.mean,
-    )
+    gains, u = _eigen(metric.root @ moments.covariance[channels][:, channels] @ metric.root)
+    a = u.T @ metric.root @ _select(channels, len(moments.mean))
+    return Spectrum(gains, metric.inverse @ u, a, moments.target_mean[channels], moments.mean)
 
 
-def from_regression(moments: RegionMoments, channels: Tensor, energy: float, ridge: float) -> Spectrum:
+def from_regression(moments: RegionMoments, channels: Tensor, metric: Metric, ridge: float) -> Spectrum:
     """Reduced-rank regression of the wanted outputs on the computable ones (Zhang et al. 2015, in O x O moments).
 
-    ``energy`` is that of the wanted outputs; ``ridge`` is relative to the mean variance of the computable ones.
+    ``ridge`` is relative to the mean variance of the computable outputs.
     """
-    cross = moments.cross[channels]  # [n, O]
-    variance = moments.covariance.diagonal().mean().clamp_min(1e-30)
-    regularised = moments.covariance + ridge * variance * torch.eye(len(moments.mean)).to(moments.covariance)
-    g = torch.linalg.solve(regularised, cross.T).T  # [n, O]
-    explained = g @ cross.T
-    gains, u = _eigen((explained + explained.T) / 2)
-    return Spectrum(gains, energy, u, u.T @ g, moments.target_mean[channels], moments.mean)
+    g = _regress(moments.cross[channels], moments.covariance, ridge)
+    gains, u = _eigen(metric.root @ g @ moments.cross[channels].T @ metric.root)
+    return Spectrum(gains, metric.inverse @ u, u.T @ metric.root @ g, moments.target_mean[channels], moments.mean)
 
 
 def from_weight(weight: Tensor, bias: Tensor, channels: Tensor) -> Spectrum:
     """Plain SVD of the cluster's weight rows (O, D); the bias stays."""
-    block = weight[channels]
-    u, s, _ = torch.linalg.svd(block, full_matrices=False)
-    a = u.T @ _select(channels, weight.shape[0])
-    return Spectrum(s**2, (block**2).sum().item(), u, a, bias[channels], bias)
+    u, s, _ = torch.linalg.svd(weight[channels], full_matrices=False)
+    return Spectrum(s**2, u, u.T @ _select(channels, weight.shape[0]), bias[channels], bias)
 
 
-def _eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+def held_out_gains(
+    spectrum: Spectrum, metric: Metric, moments: RegionMoments, channels: Tensor, falling: bool = True
+) -> tuple[Tensor, float]:
+    """(gain of each direction, energy of all) on other data than the spectrum's; ``falling``: never rising with rank."""
+    shift = moments.mean - spectrum.mean
+    second = moments.covariance + torch.outer(shift, shift)
+    energy = metric.root @ second[channels][:, channels] @ metric.root
+    directions = metric.root @ spectrum.u  # orthonormal
+    gains = (directions * (energy @ directions)).sum(0).clamp_min(0)
+    return gains.cummin(0).values if falling else gains, energy.diagonal().sum().item()
+
+
+def shared_rows(moments: RegionMoments, metric: Metric, count: int, ridge: float) -> Tensor:
+    """(count, O) rows that serve all regions: those of the pooled within-region moments."""
+    everything = torch.arange(len(moments.mean), device=moments.mean.device)
+    return from_regression(moments, everything, metric, ridge).a[:count]
+
+
+def pick_rows(moments: RegionMoments, rows: Tensor, count: int, ridge: float, metric: Metric) -> tuple[Tensor, Tensor]:
+    """The ``count`` of the shared rows (q, O) that explain most in a region, and U (O, count) by least squares.
+
+    Orthogonal forward selection: each step takes the row that explains most of what is left.
+    """
+    gram = rows @ moments.covariance @ rows.T  # [q, q]
+    target = metric.root @ moments.cross @ rows.T  # [O, q]
+    floor = 1e-9 * gram.diagonal().max().clamp_min(1e-30)
+    left, toward, chosen = gram.clone(), target.clone(), []
+    for _ in range(count):
+        score = toward.square().sum(0) / left.diagonal().clamp_min(floor)
+        score[chosen] = -1.0
+        best = int(score.argmax())
+        chosen.append(best)
+        column = left[:, best] / left[best, best].clamp_min(floor)
+        toward = toward - torch.outer(toward[:, best], column)
+        left = left - torch.outer(left[:, best], column)
+    index = torch.tensor(sorted(chosen), dtype=torch.int64, device=rows.device)
+    return index, _regress(moments.cross @ rows[index].T, gram[index][:, index], ridge)
+
+
+def _regress(cross: Tensor, covariance: Tensor, ridge: float) -> Tensor:
+    """cross (covariance + ridge)^-1; the tiny floor keeps dead channels solvable."""
+    if not len(covariance):
+        return cross
+    variance = covariance.diagonal().mean().clamp_min(1e-30)
+    regularised = covariance + max(ridge, 1e-10) * variance * torch.eye(len(covariance)).to(covariance)
+    return torch.linalg.solve(regularised, cross.T).T
+
+
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (not below 0) and eigenvectors, largest first, with signs fixed so that runs agree."""
-    values, vectors = torch.linalg.eigh(symmetric)
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return values, vectors * largest.sign()

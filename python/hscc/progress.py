@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from operator import length_hint
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,5 +17,5 @@ def track(items: Iterable[T], description: str, show: bool) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import track as rich_track
 
-    total = len(items) if hasattr(items, "__len__") else None
+    total = length_hint(items) or None  # a DataLoader may have a __len__ that raises
     yield from rich_track(items, description, total=total, console=Console(stderr=True))

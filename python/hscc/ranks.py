@@ -1,87 +1,125 @@
-"""Spends a budget on singular directions: the best gain for its cost first, over all clusters of all layers."""
+"""Prices decide ranks: at a price for FLOPs and for parameters, take every direction that gains more than it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-
-class Group(NamedTuple):
-    """One cluster of one region of one layer.
-
-    Args:
-        gains: (m,) what each further rank buys, descending (share of the layer's output energy).
-        rest: what a dense cluster buys beyond all the gains, at least 0.
-        cost: FLOPs of one rank; dense_cost: FLOPs of the cluster without factorization.
-    """
-
-    gains: Tensor
-    rest: float
-    cost: float
-    dense_cost: float
-
+import numpy as np
 
 DENSE = -1
 
 
-def by_energy(groups: Sequence[Group], share: float, multiple: int) -> list[int]:
-    """For each group the smallest rank that keeps ``share`` of its energy, or DENSE where that is cheaper."""
-    ranks = []
-    for group in groups:
-        kept = group.gains.cumsum(0)
-        wanted = share * (kept[-1].item() + group.rest)
-        reached = (kept >= wanted * (1 - 1e-9)).nonzero()
-        rank = int(reached[0]) + 1 if len(reached) else len(kept)
-        rank = -(-rank // multiple) * multiple if wanted > 0 else 0
-        ranks.append(rank if rank <= len(kept) and rank * group.cost < group.dense_cost else DENSE)
-    return ranks
+class Cost(NamedTuple):
+    """FLOPs of one image and numbers stored; as a price, gain per FLOP and per number."""
+
+    flops: float
+    parameters: float
+
+    def at(self, price: Cost) -> float:
+        return self.flops * price.flops + self.parameters * price.parameters
+
+    def times(self, factor: float) -> Cost:
+        return Cost(self.flops * factor, self.parameters * factor)
+
+    def plus(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.parameters + other.parameters)
 
 
-def by_cost(groups: Sequence[Group], budget: float, multiple: int) -> list[int]:
-    """Ranks (DENSE where factors would cost more) whose cost stays within ``budget``.
+class Group(NamedTuple):
+    """One cluster of one region.
 
-    Steps are taken by gain per cost; gains descend, so this is the exact optimum of the relaxed problem.
+    Args:
+        gains: (m,) what each further rank buys, falling; shares of the layer's output energy.
+        rest: what a dense cluster buys beyond all the gains.
+        cost: of one rank; dense: of the cluster without factorization.
     """
-    ratio, cost, owner = [], [], []
-    for index, group in enumerate(groups):
-        steps = _steps(group, multiple)
-        value = [gain / price for gain, price in steps]
-        for i in range(1, len(value)):
-            value[i] = min(value[i], value[i - 1])  # a step is never taken before the one below it
-        ratio += value
-        cost += [price for _, price in steps]
-        owner += [index] * len(steps)
-    taken = [0] * len(groups)
-    closed = [False] * len(groups)
-    for i in torch.tensor(ratio, dtype=torch.float64).argsort(descending=True, stable=True).tolist():
-        group = owner[i]
-        if closed[group] or ratio[i] <= 0:
-            continue
-        if cost[i] > budget * (1 + 1e-12):
-            closed[group] = True
-            continue
-        budget -= cost[i]
-        taken[group] += 1
-    return [_rank(group, count, multiple) for group, count in zip(groups, taken, strict=True)]
+
+    gains: np.ndarray
+    rest: float
+    cost: Cost
+    dense: Cost
+
+    def rank_at(self, price: Cost, multiple: int) -> int:
+        """The rank (or DENSE) of most gain less cost."""
+        unit = self.cost.at(price)
+        steps = len(self.gains) // multiple
+        taken = int((self.gains[: steps * multiple].reshape(steps, multiple).sum(1) > unit * multiple).sum()) * multiple
+        factored = self.gains[:taken].sum() - taken * unit
+        return DENSE if self.gains.sum() + self.rest - self.dense.at(price) > factored else taken
+
+    def rank_keeping(self, share: float, multiple: int) -> int:
+        """The smallest rank that keeps ``share`` of the energy, or DENSE where that takes no more FLOPs."""
+        kept = self.gains.cumsum()
+        wanted = share * (kept[-1] + self.rest)
+        if wanted <= 0:
+            return 0
+        rank = int((kept < wanted * (1 - 1e-9)).sum()) + 1
+        rank = -(-rank // multiple) * multiple
+        return rank if rank <= len(kept) and rank * self.cost.flops < self.dense.flops else DENSE
+
+    def gain(self, rank: int) -> float:
+        return float(self.gains.sum() + self.rest if rank == DENSE else self.gains[:rank].sum())
+
+    def total(self, rank: int) -> Cost:
+        return self.dense if rank == DENSE else self.cost.times(rank)
 
 
-def _factored_steps(group: Group, multiple: int) -> int:
-    """Steps of ``multiple`` ranks while factors are cheaper than the dense cluster."""
-    affordable = -(-group.dense_cost // group.cost) - 1
-    return int(min(affordable, len(group.gains)) // multiple)
+class Choice(NamedTuple):
+    """What a layer gets at a price: total gain, cost, and the rank of each group (or region, with shared rows)."""
+
+    gain: float
+    cost: Cost
+    ranks: tuple[int, ...]
+    pool: int | None = None
+
+    def value(self, price: Cost) -> float:
+        return self.gain - self.cost.at(price)
 
 
-def _steps(group: Group, multiple: int) -> list[tuple[float, float]]:
-    """(gain, cost) of each step; the last one makes the cluster dense."""
-    count = _factored_steps(group, multiple)
-    gains = group.gains[: count * multiple].view(count, multiple).sum(1).tolist()
-    rest = group.gains[count * multiple :].sum().item() + group.rest
-    price = group.cost * multiple
-    return [*((gain, price) for gain in gains), (rest, group.dense_cost - count * price)]
+class Own(NamedTuple):
+    """Every cluster has rows of its own; ``base`` is what the region biases alone gain."""
+
+    groups: Sequence[Group]
+    base: float
+    biases: int
+    multiple: int
+
+    def at(self, price: Cost) -> Choice:
+        return self.choice([group.rank_at(price, self.multiple) for group in self.groups])
+
+    def keeping(self, share: float) -> Choice:
+        return self.choice([group.rank_keeping(share, self.multiple) for group in self.groups])
+
+    def choice(self, ranks: Sequence[int]) -> Choice:
+        gain, cost = self.base, Cost(0, self.biases)
+        for group, rank in zip(self.groups, ranks, strict=True):
+            gain += group.gain(rank)
+            cost = cost.plus(group.total(rank))
+        return Choice(gain, cost, tuple(ranks))
 
 
-def _rank(group: Group, taken: int, multiple: int) -> int:
-    return DENSE if taken > _factored_steps(group, multiple) else taken * multiple
+class Shared(NamedTuple):
+    """Regions pick from one pool of rows.
+
+    Args:
+        gains: (R, q) what each row buys in each region.
+        use: of a row, region by region; row: of having it in the pool.
+    """
+
+    gains: np.ndarray
+    use: Sequence[Cost]
+    row: Cost
+    base: float
+    biases: int
+
+    def at(self, price: Cost) -> Choice:
+        net = self.gains - np.array([[use.at(price)] for use in self.use])
+        wanted = net > 0
+        wanted &= (np.where(wanted, net, 0).sum(0) > self.row.at(price))[None]
+        ranks = wanted.sum(1)
+        pool = int(wanted.any(0).sum())
+        cost = self.row.times(pool).plus(Cost(0, self.biases))
+        for rank, use in zip(ranks, self.use, strict=True):
+            cost = cost.plus(use.times(int(rank)))
+        return Choice(self.base + float(self.gains[wanted].sum()), cost, tuple(map(int, ranks)), pool)

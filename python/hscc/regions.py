@@ -51,3 +51,19 @@ def _kmeans(profile: Profile, count: int, seed: int) -> Tensor:
     distinct = len(features.unique(dim=0))
     model = KMeans(min(count, distinct), n_init=4, random_state=seed)
     return torch.from_numpy(model.fit_predict(features.numpy())).long().view(profile.size)
+
+
+def merge(cells: RegionMap, profile: Profile, count: int) -> tuple[RegionMap, tuple[tuple[int, ...], ...]]:
+    """Joins the cells that look most alike (Ward) until ``count`` are left; also the cells of each region."""
+    if count >= cells.count:
+        return cells, tuple((cell,) for cell in range(cells.count))
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    labels = cells.labels.reshape(-1)
+    features = torch.cat([profile.mean(), profile.std()], dim=1).cpu()
+    means = torch.zeros(cells.count, features.shape[1], dtype=features.dtype).index_add_(0, labels, features)
+    means /= torch.tensor(cells.sizes())[:, None]
+    groups = torch.from_numpy(fcluster(linkage(means.numpy(), "ward"), count, "maxclust")).long()
+    values, region = groups.unique(return_inverse=True)
+    members = tuple(tuple((region == index).nonzero().squeeze(1).tolist()) for index in range(len(values)))
+    return RegionMap(region[cells.labels], len(values)), members

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 class LayerReport:
     """One convolution. FLOPs are for one image; a dense layer has no ranks, and ``reason`` says why it stayed so.
 
-    ``error`` is the share of the layer's output energy that the factors miss on the calibration data.
+    ``rows`` is the size of the pool that regions share; 0 where every region has rows of its own.
+    ``error`` is the share of the layer's output energy (weighted by sensitivity) that the factors are predicted to
+    miss, on calibration samples that they were not made from.
     """
 
     name: str
@@ -18,6 +20,7 @@ class LayerReport:
     dense_parameters: int
     parameters: int
     ranks: tuple[tuple[int | None, ...], ...] = ()
+    rows: int = 0
     region_sizes: tuple[int, ...] = ()
     error: float = 0.0
     reason: str | None = None
@@ -88,7 +91,7 @@ class Report:
         for layer in self.layers:
             table.add_row(
                 layer.name,
-                str(len(layer.ranks) or "-"),
+                (f"{len(layer.ranks)} share {layer.rows}" if layer.rows else str(len(layer.ranks) or "-")),
                 layer.reason or "; ".join(" ".join("dense" if r is None else str(r) for r in c) for c in layer.ranks),
                 f"{layer.dense_flops / 1e6:.1f} > {layer.flops / 1e6:.1f}",
                 f"{layer.dense_flops / max(layer.flops, 1):.2f}x",

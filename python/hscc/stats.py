@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -102,16 +103,72 @@ class Moments:
         """Adds what another worker saw with the same labels and shift."""
         if not (torch.equal(self.labels, other.labels) and torch.equal(self.shift, other.shift)):
             raise ValueError("moments: got other labels or another shift, expected the same to merge")
-        for name in ("count", "total", "outer", "target_total", "cross"):
-            getattr(self, name).add_(getattr(other, name))
+        for mine, others in zip(self.sums, other.sums, strict=True):
+            mine += others
+
+    @property
+    def sums(self) -> tuple[Tensor, ...]:
+        """What adds up over parts of the data."""
+        return self.count, self.total, self.outer, self.target_total, self.cross
 
     def region(self, index: int) -> RegionMoments:
-        count = max(self.count[index].item(), 1.0)
+        seen = self.count[index].item()
+        count = max(seen, 1.0)
         mean, target = self.total[index] / count, self.target_total[index] / count
         return RegionMoments(
-            count,
+            seen,
             mean + self.shift[index],
             self.outer[index] / count - torch.outer(mean, mean),
             target + self.shift[index],
             self.cross[index] / count - torch.outer(target, mean),
         )
+
+
+@dataclass
+class SplitMoments:
+    """Moments of two halves of the samples, so that gains are predicted on data that no factor has seen."""
+
+    halves: tuple[Moments, Moments]
+    seen: int = 0
+
+    @property
+    def labels(self) -> Tensor:
+        return self.halves[0].labels
+
+    @property
+    def shift(self) -> Tensor:
+        return self.halves[0].shift
+
+    def total(self) -> Moments:
+        """Of all samples."""
+        total = Moments.empty(self.labels, self.shift)
+        for half in self.halves:
+            total.merge(half)
+        return total
+
+    @property
+    def sums(self) -> tuple[Tensor, ...]:
+        return tuple(total for half in self.halves for total in half.sums)
+
+    def add(self, x: Tensor) -> None:
+        """x: (N, O, Ho, Wo); every other sample goes to the other half."""
+        first = self.seen % 2
+        self.halves[first].add(x[::2])
+        self.halves[1 - first].add(x[1::2])
+        self.seen += x.shape[0]
+
+
+def pooled(parts: Sequence[RegionMoments]) -> RegionMoments:
+    """Moments of the union of regions, exactly."""
+    count = sum(part.count for part in parts)
+    share = [part.count / max(count, 1) for part in parts]
+
+    def mean(name: str) -> Tensor:
+        return sum(w * getattr(part, name) for w, part in zip(share, parts, strict=True))
+
+    x, y = mean("mean"), mean("target_mean")
+    covariance, cross = mean("covariance"), mean("cross")
+    for w, part in zip(share, parts, strict=True):
+        covariance = covariance + w * torch.outer(part.mean - x, part.mean - x)
+        cross = cross + w * torch.outer(part.target_mean - y, part.mean - x)
+    return RegionMoments(count, x, covariance, y, cross)

@@ -14,11 +14,12 @@ from .layer import HSCConv2d, objection
 
 @dataclass
 class Targets:
-    """layers: first name -> convolution to compress; names: first name -> all names; skipped: name -> reason."""
+    """By first name: layers to compress; all names; skipped ones with the reason, and their parameters."""
 
     layers: dict[str, nn.Conv2d] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
 
 
 def find(model: nn.Module, skip: Sequence[str] = ()) -> Targets:

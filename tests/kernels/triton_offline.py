@@ -1,10 +1,16 @@
-"""Compiles a Triton kernel for any chip without having one, and reads registers, spills and instructions off it."""
+"""Compiles the Triton kernel for chips that are not here, and reads registers, spills and instructions off the code.
+
+python -m tests.kernels.triton_offline sm_90      # {variant: resources} as JSON
+python -m tests.kernels.triton_offline --record   # all chips, into triton_registers.json
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +20,16 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.language import int32, int64
 from triton.runtime import driver
+from triton.runtime.jit import MockTensor
 
+from hscc_kernels import Geometry
+from hscc_kernels.triton_kernels import configs
+from hscc_kernels.triton_kernels.configs import Config, Problem
+from hscc_kernels.triton_kernels.lowrank_conv2d import lowrank_conv2d_kernel, specialization
+
+RECORD = Path(__file__).with_name("triton_registers.json")
 _NVIDIA_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
@@ -109,5 +123,70 @@ def resources(compiled, chip: Chip) -> Resources:
     return Resources(registers, spills, compiled.metadata.shared, max(found, key=found.count) if found else None)
 
 
+class Variant(NamedTuple):
+    """A configuration with the kind of layer that runs it."""
+
+    config: Config
+    problem: Problem
+    precision: str = "ieee"
+    offset: object = int32
+
+    @property
+    def name(self) -> str:
+        kind = "scattered" if self.problem.clusters != self.problem.regions else "in order"
+        size = "x".join(map(str, self.problem.geometry.kernel))
+        precision = "tf32" if self.precision == "tf32" else str(self.problem.dtype)[6:]
+        tile = " ".join(f"{field}={value}" for field, value in self.config._asdict().items())
+        return f"{tile} {precision} C={self.problem.in_channels} {size} {kind} {self.offset}"
+
+
+def variants(name: str) -> Iterator[Variant]:
+    """Every configuration of the chip with the layers it is for."""
+    same = Geometry((3, 3), padding=(1, 1))
+    base = Problem(torch.bfloat16, 64, 256, same, pairs=32 * 56 * 56, regions=4, clusters=4, rows=256, pool=256)
+    for config in configs.HALF + configs.HOPPER if name == "sm_90" else configs.HALF:
+        yield Variant(config, base)
+    for config in configs.SCATTERED:
+        yield Variant(config, base._replace(clusters=8))
+    for config in configs.WHOLE_ROW:
+        yield Variant(config, base._replace(in_channels=3, geometry=Geometry((7, 7), (2, 2), (3, 3))))
+    for config in configs.SINGLE:
+        yield Variant(config, base._replace(dtype=torch.float32))
+        if name != "gfx942":
+            yield Variant(config, base._replace(dtype=torch.float32), precision="tf32")
+    default = configs.HALF[3]
+    yield Variant(default, base._replace(dtype=torch.float16))
+    yield Variant(default, base._replace(geometry=Geometry((1, 1))))
+    yield Variant(default, base, offset=int64)
+
+
+def compile_variant(variant: Variant, chip: Chip) -> Resources:
+    problem = variant.problem
+    factors, index = MockTensor(problem.dtype), MockTensor(torch.int32)
+    side = problem.geometry.out_size(56, 56)[0]
+    u_size = problem.rows * problem.out_channels
+    arguments = (
+        *(factors,) * 4, *(index,) * 5, factors,
+        32, 56, 56, problem.in_channels, side, side**2, problem.out_channels, problem.pool,
+        problem.rows, u_size, problem.regions, problem.clusters, problem.out_channels,
+    )  # fmt: skip
+    constants = specialization(problem, True, "relu", u_size, variant.offset) | {"PRECISION": variant.precision}
+    meta = variant.config.meta(chip.target.backend == "hip")
+    return resources(compile_kernel(lowrank_conv2d_kernel, chip, *arguments, **constants, **meta), chip)
+
+
 def _run(tool: str, *args: str) -> str:
     return subprocess.run([_NVIDIA_TOOLS / tool, *args], capture_output=True, text=True, check=True).stdout
+
+
+def main(argument: str) -> None:
+    if argument != "--record":
+        found = {v.name: compile_variant(v, CHIPS[argument]) for v in variants(argument)}
+        print(json.dumps({name: r._asdict() for name, r in found.items()}))
+        return
+    table = {name: {v.name: compile_variant(v, chip)._asdict() for v in variants(name)} for name, chip in CHIPS.items()}
+    RECORD.write_text(json.dumps({"triton": triton.__version__, "chips": table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

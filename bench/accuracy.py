@@ -1,0 +1,244 @@
+"""The accuracy study: methods x FLOP reductions on the examples' test images, one JSON file a cell, resumable."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import hscc
+import numpy as np
+import torch
+import typer
+from hscc.evaluate import standard_error
+from hscc.images import ImageSpec
+from hscc.loading import load_model, load_module
+from hscc.progress import track
+from torch import Tensor, nn
+
+from . import accuracy_page
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / "out" / "accuracy"
+BATCH = 32
+TEST_IMAGES = {"brain_mri": 2000, "fashion_mnist": 10_000}
+REDUCTIONS = (3.0, 5.3, 6.0, 10.0, 20.0, 30.0, 40.0)
+WEIGHT = {"factorization": "weight"}
+METHODS = {
+    "hscc": {},
+    "paper": {**WEIGHT, "regions": 4, "region_method": "grid", "clusters": 4, "reconstruction": "independent"},
+    "svd": {"method": "svd"},
+    "svd_weight": {"method": "svd", **WEIGHT},
+    "tucker2": {"method": "tucker2"},
+    "tucker2_weight": {"method": "tucker2", **WEIGHT},
+    "spatial_svd": {"method": "spatial_svd"},
+    "spatial_svd_weight": {"method": "spatial_svd", **WEIGHT},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One compression. ``seed`` draws the images and seeds the clusterings; names of methods are of :data:`METHODS`."""
+
+    data: str
+    method: str
+    flops: float
+    params: float | None = None
+    calibration: int = 512
+    finetune_epochs: int = 0
+    seed: int = 0
+
+    @property
+    def file(self) -> Path:
+        params = "" if self.params is None else f"-p{self.params:g}"
+        tuned = f"-e{self.finetune_epochs}" if self.finetune_epochs else ""
+        name = f"{self.method}-{self.flops:g}x{params}-c{self.calibration}{tuned}-s{self.seed}.json"
+        return Path(self.data) / name
+
+    def config(self) -> hscc.Config:
+        return hscc.Config(hscc.Budget(self.flops, self.params), seed=self.seed, **METHODS[self.method])
+
+
+def run(cell: Cell, finetune_images: int, show: bool) -> dict:
+    """Compresses, fine-tunes if asked, and tests; shares in 0..1, the difference to dense paired image by image."""
+    dense, spec, weights = example(cell.data)
+    calibration = _batches(images(cell.data, "calibration", cell.calibration, cell.seed)[0], spec)
+    model = copy.deepcopy(dense)
+    start = time.perf_counter()
+    report = hscc.compress_(model, calibration, cell.config(), show_progress=show)
+    seconds = time.perf_counter() - start
+    if cell.finetune_epochs:
+        unlabelled = _batches(images(cell.data, "train", finetune_images, cell.seed)[0], spec)
+        changed = [row.name for row in report.layers if not row.reason]
+        hscc.finetune(
+            model,
+            dense,
+            unlabelled,
+            epochs=cell.finetune_epochs,
+            validation=calibration,
+            also=changed,
+            seed=cell.seed,
+            show_progress=show,
+        )
+    before, after = dense_hits(cell.data, cell.seed), hits(model, cell.data, cell.seed, show)
+    return {
+        **asdict(cell),
+        "dense_accuracy": before.mean(),
+        "dense_standard_error": standard_error(before),
+        "accuracy": after.mean(),
+        "standard_error": standard_error(after),
+        "difference": after.mean() - before.mean(),
+        "difference_standard_error": standard_error(after.astype(int) - before),
+        "test_images": len(after),
+        "flop_reduction": report.flop_reduction,
+        "param_reduction": report.parameter_reduction,
+        "seconds": round(seconds, 2),
+        "finetune_images": finetune_images if cell.finetune_epochs else 0,
+        "weights": weights,
+        "config": json.loads(cell.config().to_json()),
+        "version": hscc.__version__,
+    }
+
+
+@cache
+def example(data: str) -> tuple[nn.Module, ImageSpec, str]:
+    """The dense model, what images it wants, and a digest of its weights."""
+    folder = ROOT / "examples" / data
+    weights = folder / "weights.safetensors"
+    model, spec = load_model(str(folder / "model.py"), weights)
+    return model.to(memory_format=torch.channels_last), spec, _digest(weights)
+
+
+@cache
+def images(data: str, split: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (count, H, W) and labels (count,) of "calibration", "test" or "train"; other seeds draw other images.
+
+    The test images of Fashion-MNIST are the same for every seed. Drawn pictures are kept on disk.
+    """
+    if data == "fashion_mnist":
+        source = load_module(ROOT / "examples" / data / "data.py")
+        pixels, labels = source.load("test" if split == "test" else "train")
+        if split != "test":
+            pool = slice(-source.HELD_OUT, None) if split == "calibration" else slice(None, -source.HELD_OUT)
+            pixels, labels = pixels[pool], labels[pool]
+        if count > len(labels):
+            raise ValueError(f"{split}: got {count} images, expected at most {len(labels)}")
+        order = np.arange(len(labels)) if split == "test" else np.random.default_rng(seed).permutation(len(labels))
+        return pixels[order[:count]], labels[order[:count]]
+    program = ROOT / "examples" / data / "synthetic.py"
+    file = CACHE / f"{data}-{_digest(program)}-{split}-{seed}-{count}.npz"
+    if not file.exists():
+        source = load_module(program)
+        pixels, labels = source.generate(count, source.SEEDS[split] + seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial.npz")
+        np.savez(partial, pixels=pixels, labels=labels)
+        os.replace(partial, file)
+    with np.load(file) as stored:
+        return stored["pixels"], stored["labels"]
+
+
+@cache
+def dense_hits(data: str, seed: int) -> np.ndarray:
+    return hits(example(data)[0], data, seed, False)
+
+
+@torch.inference_mode()
+def hits(model: nn.Module, data: str, seed: int, show: bool) -> np.ndarray:
+    """bool (n,): which test images the model names right."""
+    pixels, labels = images(data, "test", TEST_IMAGES[data], seed)
+    batches = range(0, len(labels), BATCH)
+    spec = example(data)[1]
+    chosen = [model(spec.preprocess(pixels[i : i + BATCH])).argmax(1) for i in track(batches, "testing", show)]
+    return torch.cat(chosen).numpy() == labels
+
+
+def measured(results: Path, data: str) -> Iterator[dict]:
+    """The cells of a results folder, without those of other weights than today's."""
+    for file in sorted((results / data).glob("*.json")):
+        cell = json.loads(file.read_text())
+        if cell["weights"] == example(data)[2]:
+            yield cell
+
+
+def main(
+    data: Annotated[str, typer.Option(help=f"Example: {' or '.join(TEST_IMAGES)}.")],
+    method: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(METHODS)}; repeatable; all.")] = None,
+    flops: Annotated[list[float] | None, typer.Option(help="Times fewer FLOPs; repeatable; 3 to 40.")] = None,
+    params: Annotated[float | None, typer.Option(help="Times fewer parameters, as well.")] = None,
+    calibration: Annotated[int, typer.Option(min=1, help="Unlabelled calibration images.")] = 512,
+    finetune_epochs: Annotated[int, typer.Option(min=0, help="Epochs of distillation from the dense model.")] = 0,
+    finetune_images: Annotated[int, typer.Option(min=1, help="Unlabelled training images it sees.")] = 4000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images drawn and of the clusterings.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="One cell only: write it to this file.")] = None,
+    results: Annotated[Path, typer.Option(help="Folder of the cells; those in it are not run again.")] = ROOT
+    / "bench/results/accuracy",
+    page: Annotated[Path, typer.Option(help="Page of tables and plots, written from all cells.")] = ROOT
+    / "docs/results.md",
+) -> None:
+    """Measures accuracy after compression: one cell, or a grid that goes on where it stopped, with tables and plots.
+
+    Example: python -m bench.accuracy --data fashion_mnist --method hscc --flops 20 --json cell.json
+    """
+    if data not in TEST_IMAGES or not set(method or ()) <= set(METHODS):
+        raise ValueError(f"got data {data!r} and methods {method}, expected of {list(TEST_IMAGES)} and {list(METHODS)}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    cells = [
+        Cell(data, name, reduction, params, calibration, finetune_epochs, seed)
+        for name, reduction in product(method or METHODS, flops or REDUCTIONS)
+    ]
+    if json_file is not None:
+        if len(cells) != 1:
+            raise ValueError(f"json: got {len(cells)} cells, expected one --method and one --flops")
+        result = run(cells[0], finetune_images, True)
+        _write(json_file, result)
+        typer.echo(accuracy_page.sentence(result))
+        return
+    done = {Cell(**{f.name: cell[f.name] for f in fields(Cell)}) for cell in measured(results, data)}
+    for cell in track([cell for cell in cells if cell not in done], "cells", True):
+        try:
+            result = run(cell, finetune_images, False)
+            typer.echo(accuracy_page.sentence(result))
+        except ValueError as error:  # a method that cannot go so far is a result too
+            result = {**asdict(cell), "weights": example(data)[2], "refused": str(error)}
+            typer.echo(f"{cell.method} {cell.flops:g}x: {error}")
+        _write(results / cell.file, result)
+    accuracy_page.write(page, {name: list(measured(results, name)) for name in TEST_IMAGES})
+    typer.echo(f"Wrote {page}.")
+
+
+def _batches(pixels: np.ndarray, spec: ImageSpec) -> list[Tensor]:
+    return [spec.preprocess(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def _write(file: Path, result: dict) -> None:
+    """An interrupted write leaves no half cell."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(partial, file)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        app()
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,133 @@
+"""Tables and plots of the accuracy study, from its cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, pstdev
+
+TITLES = {
+    "hscc": "hscc",
+    "paper": "the paper's reading: weight SVD, 2 x 2 grid, 4 clusters",
+    "svd": "SVD, activations",
+    "svd_weight": "SVD, weights",
+    "tucker2": "Tucker-2, activations",
+    "tucker2_weight": "Tucker-2, weights",
+    "spatial_svd": "spatial SVD, activations",
+    "spatial_svd_weight": "spatial SVD, weights",
+}
+INTRODUCTION = """# Accuracy after compression
+
+Written by `python -m bench.accuracy`; every number is from one of its cells. Accuracies are in % of the test images.
+± is one bootstrap standard error over the test images (with several seeds, with the spread of the seeds' mean added);
+for differences to the dense model it is paired, image by image. A budget counts the FLOPs of all convolutions, and so
+does the reduction reached. "activations" fit the outputs on calibration data, "weights" decompose the weight alone.
+"""
+
+
+def sentence(cell: Mapping) -> str:
+    """One cell in a line."""
+    share = {key: 100 * cell[key] for key in cell if "accuracy" in key or "error" in key or key == "difference"}
+    return (
+        f"{cell['method']} {cell['flop_reduction']:.2f}x fewer FLOPs, {cell['param_reduction']:.2f}x fewer parameters: "
+        f"{share['accuracy']:.2f} ± {share['standard_error']:.2f} % (dense {share['dense_accuracy']:.2f}; difference "
+        f"{share['difference']:+.2f} ± {share['difference_standard_error']:.2f}), {cell['seconds']:.0f} s"
+    )
+
+
+def write(page: Path, cells: Mapping[str, Sequence[dict]]) -> None:
+    """The page and a plot a section beside it, a section for each data set and setting."""
+    sections = [INTRODUCTION]
+    for data, several in cells.items():
+        for setting in sorted({_setting(cell) for cell in several}, key=str):
+            chosen = [cell for cell in several if _setting(cell) == setting]
+            picture = page.with_name(f"{page.stem}-{data}-{setting.replace(' ', '-').replace(',', '')}.png")
+            if any("accuracy" in cell for cell in chosen):
+                sections.append(_section(data, setting, chosen, picture.name))
+                _plot(chosen, picture, f"{data}: {setting}")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(sections))
+
+
+def _setting(cell: Mapping) -> str:
+    params = "" if cell["params"] is None else f", {cell['params']:g}x fewer parameters"
+    tuned = f", {cell['finetune_epochs']} epochs" if cell["finetune_epochs"] else ""
+    return f"{cell['calibration']} images{tuned}{params}"
+
+
+def _section(data: str, setting: str, cells: Sequence[dict], picture: str) -> str:
+    good = [cell for cell in cells if "accuracy" in cell]
+    dense = _mean(good, "dense_accuracy", "dense_standard_error")
+    seeds = sorted({cell["seed"] for cell in good})
+    refused = "".join(f"- {TITLES[c['method']]} at {c['flops']:g}x: {c['refused']}\n" for c in cells if "refused" in c)
+    return (
+        f"## {data}, {setting}\n\n"
+        f"Dense: {dense} on {good[0]['test_images']} test images; seeds {', '.join(map(str, seeds))}.\n\n"
+        f"![Accuracy by FLOP reduction]({picture})\n\n"
+        f"Accuracy:\n\n{_table(cells, lambda c: _mean(c, 'accuracy', 'standard_error'))}\n"
+        f"Difference to dense, in points:\n\n"
+        f"{_table(cells, lambda c: _mean(c, 'difference', 'difference_standard_error', '+'))}\n"
+        "Reduction reached, FLOPs / parameters:\n\n"
+        + _table(cells, lambda c: f"{_average(c, 'flop_reduction'):.2f} / {_average(c, 'param_reduction'):.2f}")
+        + (f"\nNot possible:\n\n{refused}" if refused else "")
+    )
+
+
+def _table(cells: Sequence[dict], text) -> str:
+    reductions = sorted({cell["flops"] for cell in cells})
+    lines = [f"| method | {' | '.join(f'{r:g}x' for r in reductions)} |", "|---" * (len(reductions) + 1) + "|"]
+    for method, title in TITLES.items():
+        rows = [[c for c in cells if (c["method"], c["flops"]) == (method, r) and "accuracy" in c] for r in reductions]
+        if any(rows):
+            lines.append(f"| {title} | {' | '.join(text(row) if row else '–' for row in rows)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _average(cells: Iterable[dict], key: str) -> float:
+    return mean(cell[key] for cell in cells)
+
+
+def _error(cells: Sequence[dict], key: str, error: str) -> float:
+    """Test images and seeds both count; the seeds share most test images, so their errors do not average out."""
+    spread = pstdev([cell[key] for cell in cells]) / math.sqrt(max(len(cells) - 1, 1))
+    return math.hypot(_average(cells, error), spread)
+
+
+def _mean(cells: Sequence[dict], key: str, error: str, sign: str = "") -> str:
+    return f"{100 * _average(cells, key):{sign}.2f} ± {100 * _error(cells, key, error):.2f}"
+
+
+def _plot(cells: Sequence[dict], file: Path, title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 4.5))
+    good = [cell for cell in cells if "accuracy" in cell]
+    axis.axhline(100 * _average(good, "dense_accuracy"), color="black", linewidth=1, label="dense")
+    for method, name in TITLES.items():
+        groups = [[c for c in good if (c["method"], c["flops"]) == (method, r)] for r in {c["flops"] for c in good}]
+        points = sorted(
+            (
+                _average(g, "flop_reduction"),
+                100 * _average(g, "accuracy"),
+                100 * _error(g, "accuracy", "standard_error"),
+            )
+            for g in groups
+            if g
+        )
+        if points:
+            style = {"linestyle": "--"} if "weight" in method or method == "paper" else {}
+            axis.errorbar(
+                *zip(*[p[:2] for p in points], strict=True), yerr=[p[2] for p in points], label=name, capsize=2, **style
+            )
+    axis.set(xscale="log", xlabel="times fewer FLOPs", ylabel="accuracy, %", title=title)
+    reductions = sorted({cell["flops"] for cell in good})
+    axis.set_xticks(reductions, [f"{r:g}" for r in reductions])
+    axis.minorticks_off()
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,168 @@
+"""Times the whole example AlexNet, dense and compressed: ``python -m bench.models --help``."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import hscc
+import torch
+from torch import Tensor, nn
+
+from hscc_kernels import testing
+
+from .peers import HAS_ONNX, Calls, runtime_calls, torch_calls
+from .timing import header, interleaved
+
+_EXAMPLE = Path(__file__).parent.parent / "examples" / "brain_mri"
+_IMAGES, _BATCH = 64, 16
+
+
+def example(name: str):
+    """A module of the example, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"brain_mri_{name}", _EXAMPLE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def dense_model() -> nn.Module:
+    """The example's network with its trained weights, where they are there."""
+    model = example("model").build()
+    weights = _EXAMPLE / "weights.safetensors"
+    if weights.exists():
+        from safetensors.torch import load_file
+
+        model.load_state_dict(load_file(weights))
+    return model.eval().requires_grad_(False)
+
+
+def images() -> Tensor:
+    """The example's own pictures as the network takes them, float32 (n, 3, 224, 224) of about unit variance."""
+    grey = torch.from_numpy(example("synthetic").generate(_IMAGES, 1)[0]).float()[:, None]
+    return ((grey - grey.mean()) / grey.std()).expand(-1, 3, -1, -1).contiguous()
+
+
+def onnx_model(model: nn.Sequential, x: Tensor) -> bytes:
+    """An ONNX graph of the layers that the example has."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, values, name = [], [], "x"
+    shape = x.shape
+    for i, layer in enumerate(model):
+        weights = [f"{i}.{key}" for key, _ in layer.named_parameters()]
+        values += [numpy_helper.from_array(p.numpy(), f"{i}.{key}") for key, p in layer.named_parameters()]
+        if isinstance(layer, nn.Conv2d):
+            kind, attributes = "Conv", {"strides": list(layer.stride), "pads": list(layer.padding) * 2}
+        elif isinstance(layer, nn.ReLU):
+            kind, attributes = "Relu", {}
+        elif isinstance(layer, nn.MaxPool2d):
+            kind, attributes = "MaxPool", {"kernel_shape": [layer.kernel_size] * 2, "strides": [layer.stride] * 2}
+        elif isinstance(layer, nn.AdaptiveAvgPool2d):
+            size = [shape[2] // layer.output_size, shape[3] // layer.output_size]
+            kind, attributes = "AveragePool", {"kernel_shape": size, "strides": size}
+        elif isinstance(layer, nn.Flatten):
+            kind, attributes = "Flatten", {}
+        elif isinstance(layer, nn.Linear):
+            kind, attributes = "Gemm", {"transB": 1}
+        elif isinstance(layer, nn.Dropout):
+            continue
+        else:
+            raise TypeError(f"layer {i}: got {type(layer).__name__}, which this bench cannot translate")
+        nodes.append(helper.make_node(kind, [name, *weights], [f"y{i}"], **attributes))
+        name = f"y{i}"
+        shape = model[: i + 1](x).shape
+    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))
+    result = helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+    graph = helper.make_graph(nodes, "example", [source], [result], values)
+    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(built)
+    return built.SerializeToString()
+
+
+def error_ratio(model: nn.Module, x: Tensor) -> float:
+    """The compressed model against the reference in float32 and float64, by the rule of the kernels' tests."""
+    with mock.patch("hscc_kernels.dispatch._PREFERRED", "reference"):
+        plain, exact = model(x), copy.deepcopy(model).double()(x.double())
+    return testing.error_ratio(model(x), plain, exact)
+
+
+def conv_flops(model: nn.Module, x: Tensor) -> int:
+    """Floating-point operations of the dense convolutions for one image."""
+    total = 0
+
+    def count(layer, inputs, output):
+        nonlocal total
+        total += 2 * output[0].numel() * layer.weight[0].numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    model(x[:1])
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--reductions", type=float, nargs="+", default=[3.0, 5.3, 10.0, 20.0])
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", help="write the results to this file")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    torch.set_grad_enabled(False)
+    head = header(args.threads, args.batch)
+    print(json.dumps(head))
+    dense, data = dense_model(), images()
+    x = data[:1].repeat(args.batch, 1, 1, 1)
+    peers: Calls = torch_calls(dense, x, compiled=not args.no_compile)
+    if HAS_ONNX:
+        peers |= runtime_calls(onnx_model(dense, x), x, args.threads)
+    rows, calls, wrong = [], dict(peers), False
+    for reduction in args.reductions:
+        model = copy.deepcopy(dense)
+        hscc.compress_(model, data.split(_BATCH), hscc.Config(budget=hscc.flops(reduction)))
+        model = model.eval().to(memory_format=torch.channels_last)
+        x_last = x.contiguous(memory_format=torch.channels_last)
+        name, error = f"alexnet/{reduction:g}x", error_ratio(model, x_last[:2])
+        left = sum(m.plan.flops() for m in model.modules() if isinstance(m, hscc.HSCConv2d)) + conv_flops(model, x)
+        row = {"name": name, "batch": args.batch, "threads": args.threads, "error_ratio": round(error, 4)}
+        row["flop_reduction"] = round(conv_flops(dense, x) / left, 3)
+        rows.append(row)
+        if error <= 1:
+            calls[name] = lambda model=model, x=x_last: model(x)
+        wrong |= not error <= 1
+    ms = interleaved(calls, args.rounds)
+    best = min(ms[name] for name in peers if name.startswith("torch"))
+    for name in peers:
+        print(f"dense {name:22s} {ms[name]:9.3f} ms")
+    for row in rows:
+        if row["name"] not in ms:
+            print(f"{row['name']}: WRONG, error ratio {row['error_ratio']:.3g}; not timed")
+            continue
+        row["ms"] = round(ms[row["name"]], 5)
+        row["peers"] = {name: round(ms[name], 5) for name in peers}
+        row["speedup_over_best_dense"] = round(best / row["ms"], 3)
+        row["eta"] = round(best / row["ms"] / row["flop_reduction"], 4)
+        print(
+            f"{row['name']:28s} {row['ms']:9.3f} ms  {row['flop_reduction']:5.2f}x fewer "
+            f"{row['speedup_over_best_dense']:5.2f}x faster  eta {row['eta']:.3f}  "
+            f"over all runtimes {min(ms[name] for name in peers) / row['ms']:.2f}x"
+        )
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump({"header": head, "cases": rows}, file, indent=1)
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The usual low-rank convolutions as peers of ours: same data, budgets and reports, as plain modules of PyTorch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import calibrate, distributed, search
+from .chains import Chain, Seen, SpatialSVD, Tucker2
+from .config import Config
+from .ranks import Choice, Cost
+from .report import LayerReport
+from .stats import Profile
+
+
+class Options(NamedTuple):
+    """What a layer may become: ranks (n,), and arrays (n,) of the missed share of energy, FLOPs and parameters."""
+
+    ranks: list[tuple[int, ...]]
+    missed: np.ndarray
+    flops: np.ndarray
+    parameters: np.ndarray
+
+    @classmethod
+    def of(cls, chain: Chain) -> Options:
+        """All ranks that are cheaper than the dense layer, and the dense layer."""
+        missed = [(1 - gains.cumsum(0) / gains.sum().clamp_min(1e-30)).clamp_min(0) for gains in chain.gains()]
+        multiple = chain.config.rank_multiple
+        steps = [torch.arange(min(multiple, len(m)), len(m) + 1, multiple) for m in missed]
+        ranks = torch.cartesian_prod(*steps).view(-1, len(steps))
+        error = sum(mode[column - 1] for mode, column in zip(missed, ranks.T, strict=True))
+        flops, parameters = chain.flops(ranks), chain.parameters(ranks)
+        keep = chain.useful(ranks) & (flops < chain.dense.flops)
+        columns = zip((error, flops, parameters), (0.0, *chain.dense), strict=True)
+        arrays = (np.append(column[keep].numpy(force=True), dense) for column, dense in columns)
+        return cls([*map(tuple, ranks[keep].tolist()), ()], *arrays)
+
+    def choice(self, index: int) -> Choice:
+        cost = Cost(float(self.flops[index]), float(self.parameters[index]))
+        return Choice(1 - float(self.missed[index]), cost, self.ranks[index])
+
+    def at(self, price: Cost) -> Choice:
+        """Of the most gain less cost."""
+        return self.choice((self.missed + price.flops * self.flops + price.parameters * self.parameters).argmin())
+
+    def keeping(self, share: float) -> Choice:
+        """Of the least FLOPs that keep ``share`` of the energy."""
+        return self.choice(np.where(self.missed <= 1 - share + 1e-9, self.flops, np.inf).argmin())
+
+    def within(self, limit: Cost) -> Choice:
+        """Of the most gain that costs no more."""
+        fits = (self.flops <= limit.flops) & (self.parameters <= limit.parameters)
+        return self.choice(np.where(fits, self.missed, np.inf).argmin())
+
+
+METHODS = {"tucker2": Tucker2, "spatial_svd": SpatialSVD}
+
+
+def look(
+    model: nn.Module, calibration: Iterable, profiles: Mapping[str, Profile], config: Config, show: bool
+) -> dict[str, Chain]:
+    """What each of the profiled layers sees on the calibration data; no ranks yet."""
+    layers = {name: model.get_submodule(name) for name in profiles}
+    kind = METHODS[config.method]
+    patches = {name: kind.patches(conv) for name, conv in layers.items()}
+    seen: dict[str, Seen] = {}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        first = patches[name](x)
+        if name not in seen:
+            seen[name] = Seen.empty(first, x, y)
+        seen[name].add(first, x, y)
+
+    calibrate.visit(model, calibration, layers, see, "moments", show)
+    for sums in seen.values():
+        distributed.sum_(*sums.sums)
+    return {name: kind(name, conv, config, profiles[name], seen[name]) for name, conv in layers.items()}
+
+
+def fit(
+    model: nn.Module, layers: Mapping[str, Chain], names: Mapping[str, tuple[str, ...]], calibration: Iterable, show
+) -> tuple[dict[str, nn.Sequential], list[LayerReport]]:
+    """The factored layers with ranks, and a row a layer, its error measured on the dense model's inputs."""
+    fitted = {name: layer.factored() for name, layer in layers.items() if layer.ranks}
+    missed = {name: layers[name].seen.outputs.count.new_zeros(1) for name in fitted}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        missed[name] += (fitted[name](x) - y).double().square().sum()
+
+    calibrate.visit(model, calibration, {name: layers[name].conv for name in fitted}, see, "errors", show)
+    distributed.sum_(*missed.values())
+    measured = [
+        replace(layer, missed=missed[name].item() / layer.seen.energy()) if name in fitted else layer
+        for name, layer in layers.items()
+    ]
+    return fitted, [row(layer, names) for layer in measured]
+
+
+def with_ranks(layers: Mapping[str, Chain], limit: Cost, share: float | None) -> dict[str, Chain]:
+    """The layers with the ranks that miss least energy within ``limit``, or the cheapest that keep ``share`` of it."""
+    if not layers:
+        return {}
+    options = {name: Options.of(layer) for name, layer in layers.items()}
+    if share is not None:
+        chosen = {name: option.keeping(share) for name, option in options.items()}
+    else:
+        dense = functools.reduce(Cost.plus, (layer.dense for layer in layers.values()))
+        found = search.choose({name: [option] for name, option in options.items()}, dense, limit)
+        chosen = {name: choice for name, (_, choice) in found.items()}
+        for name, option in options.items():  # prices skip options: spend what they left
+            others = (choice.cost.times(-1) for other, choice in chosen.items() if other != name)
+            chosen[name] = option.within(functools.reduce(Cost.plus, others, limit))
+    return {
+        name: replace(layer, ranks=chosen[name].ranks, missed=1 - chosen[name].gain) for name, layer in layers.items()
+    }
+
+
+def row(layer: Chain, names: Mapping[str, tuple[str, ...]]) -> LayerReport:
+    """Of a planned or fitted layer; ``names`` are all names of each."""
+    dense, factored = layer.dense, bool(layer.ranks)
+    ranks = torch.tensor([layer.ranks])
+    return LayerReport(
+        name=layer.name,
+        dense_flops=dense.flops,
+        flops=int(layer.flops(ranks)) if factored else dense.flops,
+        dense_parameters=dense.parameters,
+        parameters=int(layer.parameters(ranks)) if factored else dense.parameters,
+        ranks=(layer.ranks,) if factored else (),
+        region_sizes=(layer.seen.positions,) if factored else (),
+        error=layer.missed,
+        reason=None if factored else "stays dense: factors would not be cheaper under this budget",
+        shared_with=names[layer.name][1:],
+    )

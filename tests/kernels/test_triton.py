@@ -1,0 +1,148 @@
+"""Gates of the Triton kernel that need no GPU: interpreted numerics, code for four chips, choice of a tile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+
+from hscc_kernels import Geometry
+from hscc_kernels.triton_kernels import autotune, configs
+from hscc_kernels.triton_kernels.configs import Chip, Config, Problem
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CHIPS = ("sm_80", "sm_90", "sm_100", "gfx942")
+SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+LAYER = Problem(torch.bfloat16, 64, 256, Geometry((3, 3), padding=(1, 1)), 100352, 1, 1, 43, 43)
+H200 = Chip("H200", 132, hopper=True)
+
+
+def python(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[dict[str, Future]]:
+    """The interpreted tests and a compilation for each chip: five processes, two at a time."""
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_interpreted.py"))
+    with ThreadPoolExecutor(2) as pool:
+        # A process of its own: triton reads TRITON_INTERPRET when a kernel is defined.
+        interpreted = pool.submit(python, *tests, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+        chips = {chip: pool.submit(python, "-m", "tests.kernels.triton_offline", chip) for chip in CHIPS}
+        yield {"interpreted": interpreted, **chips}
+
+
+def test_interpreted(jobs) -> None:
+    done = jobs["interpreted"].result()
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_machine_code(chip: str, jobs) -> None:
+    """Tensor cores, no spills, shared memory that fits, and no more registers than the table says.
+
+    After a change that is worth its registers: ``python -m tests.kernels.triton_offline --record``.
+    """
+    done = jobs[chip].result()
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    record = json.loads((HERE / "triton_registers.json").read_text())
+    assert set(found) == set(record["chips"][chip])
+    for name, got in found.items():
+        assert got["spills"] == 0, name
+        assert got["shared"] <= SHARED_BYTES[chip], name
+        exact = " float32 " in name and chip != "gfx942"  # NVIDIA has no tensor cores for full fp32
+        assert (got["tensor_core"] is None) == exact, name
+        if record["triton"] == triton.__version__:
+            expected = record["chips"][chip][name]
+            assert got["registers"] <= expected["registers"], name
+            assert got["shared"] <= expected["shared"], name
+            assert got["tensor_core"] == expected["tensor_core"], name
+
+
+def test_every_table_has_every_tile_once() -> None:
+    for table in (configs.HALF + configs.HOPPER, configs.SCATTERED, configs.WHOLE_ROW, configs.SINGLE):
+        assert len(set(table)) == len(table)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, Config(256, 64, 64, 64, 8, 3)),
+        ({"pairs": 196}, Config(32, 64, 64, 64, 4, 3)),
+        ({"rows": 9, "pool": 9}, Config(256, 16, 64, 32, 8, 3)),
+        ({"rows": 900, "pool": 900}, Config(32, 256, 64, 64, 8, 2)),
+        ({"regions": 4, "clusters": 4, "rows": 120, "pool": 50}, Config(256, 64, 64, 64, 8, 3)),
+        ({"clusters": 3}, Config(64, 64, 64, 64, 8, 3)),
+        ({"in_channels": 3}, Config(64, 64, 32, 64, 8, 2)),
+        ({"dtype": torch.float32}, Config(64, 64, 16, 32, 8, 2)),
+    ],
+    ids=str,
+)
+def test_default_configuration(change: dict, expected: Config) -> None:
+    options = configs.candidates(LAYER._replace(**change), H200)
+    assert options[0] == expected
+    assert len(set(options)) == len(options) <= 5
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty disk cache and an empty memory."""
+    monkeypatch.setenv("HSCC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(autotune, "_chosen", {})
+    return autotune.path()
+
+
+def test_a_wrong_candidate_is_never_chosen(caplog) -> None:
+    """The quickest writes a wrong value, the next leaves one unwritten: the slow right one wins."""
+    default, wrong, partial, right = configs.HALF[:4]
+    out = torch.empty(4, 4)
+
+    def launch(config: Config) -> None:
+        out[: 3 if config == partial else 4] = 1.0
+        if config == wrong:
+            out[0, 0] = 1.1
+
+    times = iter((3.0, 2.0))
+    assert autotune.fastest((default, wrong, partial, right), launch, out, lambda call: next(times)) == right
+    assert [str(option) in caplog.text for option in (wrong, partial, right)] == [True, True, False]
+
+
+def test_choice_is_read_from_disk_once(cache: Path) -> None:
+    out, key = torch.empty(1), autotune.shape_class(LAYER, H200)
+    other = configs.candidates(LAYER, H200)[1]
+    autotune._write(key, other)
+    assert autotune.choose(LAYER, H200, None, out) == other
+    cache.unlink()
+    assert autotune.choose(LAYER, H200, None, out) == other, "a warm call reads no file"
+
+
+def test_a_broken_or_stale_cache_gives_the_default(cache: Path, caplog) -> None:
+    default = configs.candidates(LAYER, H200)[0]
+    cache.write_text("{")
+    assert autotune.choose(LAYER, H200, None, torch.empty(1)) == default
+    assert "not readable" in caplog.text
+    autotune._chosen.clear()
+    cache.write_text(json.dumps({autotune.shape_class(LAYER, H200): [1, 2, 3, 4, 5, 6]}))
+    assert autotune.choose(LAYER, H200, None, torch.empty(1)) == default
+
+
+def test_shape_classes() -> None:
+    key = autotune.shape_class(LAYER, H200)
+    assert autotune.shape_class(LAYER._replace(pairs=100353), H200) == key
+    assert autotune.shape_class(LAYER._replace(pairs=2**17 + 1), H200) != key
+    assert autotune.shape_class(LAYER, H200._replace(name="A100")) != key
+    assert autotune.shape_class(LAYER._replace(rows=44), H200) != key

@@ -1,0 +1,186 @@
+"""The Triton kernel on a GPU: numerics of every configuration, and the ways in which PyTorch runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from hscc_kernels import lowrank_conv2d, testing
+from hscc_kernels.triton_kernels import autotune, configs
+from hscc_kernels.triton_kernels.configs import Chip, Config
+from hscc_kernels.triton_kernels.lowrank_conv2d import lowrank_conv2d as launch
+
+pytestmark = pytest.mark.gpu
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CASES = {case.name: case for case in testing.CASES}
+
+
+def inputs(name: str, dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> testing.Inputs:
+    """Made on the CPU, so that every device sees the same values."""
+    x, plan, bias = testing.make_inputs(CASES[name], dtype)
+    return testing.Inputs(x.to(device), plan.to(device), None if bias is None else bias.to(device))
+
+
+class Layer(torch.nn.Module):
+    """The op with its plan."""
+
+    def __init__(self, given: testing.Inputs) -> None:
+        super().__init__()
+        self.plan, self.bias = given.plan, given.bias
+
+    def forward(self, x):
+        return lowrank_conv2d(x, self.plan, self.bias, activation="relu", backend="triton")
+
+
+def ratio(given: testing.Inputs, activation: str, config: Config | None = None) -> float:
+    x, plan, bias = given
+    rows = bias.expand(plan.regions, -1) if bias is not None and bias.ndim == 1 else bias
+    got = launch(x, plan.v, plan.u, rows, *plan.tensors, plan.geometry.flat(), activation, config)
+    return testing.error_ratio(got, testing.plain(*given, activation), testing.exact(*given, activation))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_cases(name: str, dtype: torch.dtype, poison) -> None:
+    assert ratio(inputs(name, dtype), CASES[name].activation) <= 1
+
+
+@pytest.mark.parametrize("name", ["wide", "regions", "no bias", "first layer"])
+def test_every_configuration(name: str, poison) -> None:
+    chip = Chip.of(torch.device("cuda", 0))
+    for dtype, tables in (
+        (torch.bfloat16, (configs.HALF, configs.SCATTERED, configs.WHOLE_ROW, configs.HOPPER if chip.hopper else ())),
+        (torch.float32, (configs.SINGLE,)),
+    ):
+        given = inputs(name, dtype)
+        for config in {c for table in tables for c in table}:
+            assert ratio(given, CASES[name].activation, config) <= 1, config
+
+
+def test_gradients_under_autocast() -> None:
+    given = inputs("regions", torch.float32)
+    x = given.x.requires_grad_()
+    with torch.autocast("cuda", torch.bfloat16):
+        y = Layer(given)(x)
+    assert y.dtype == torch.bfloat16
+    (got,) = torch.autograd.grad(y.float().sum(), x)
+    (expected,) = torch.autograd.grad(testing.exact(*given, "relu").sum(), x)
+    assert (got - expected).abs().max() <= 0.02 * expected.abs().max()
+
+
+def test_one_kernel_a_forward() -> None:
+    given = inputs("regions")
+    layer = Layer(given)
+    layer(given.x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        layer(given.x)
+        torch.cuda.synchronize()
+    kernels = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(kernels) == 1, kernels
+
+
+def test_warm_forward_never_waits() -> None:
+    given = inputs("regions")
+    layer = Layer(given)
+    layer(given.x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(given.x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_graph_capture_with_new_inputs() -> None:
+    given = inputs("wide")
+    layer, static = Layer(given), given.x.clone()
+    layer(static)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layer(static)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        static.copy_(torch.randn_like(static))
+        graph.replay()
+        assert torch.equal(out, layer(static))
+
+
+def test_side_stream() -> None:
+    given = inputs("wide")
+    layer = Layer(given)
+    expected = layer(given.x)
+    stream = torch.cuda.Stream()
+    x = torch.zeros_like(given.x)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        x.copy_(given.x)
+        got = layer(x)
+    stream.synchronize()
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_on_another_gpu() -> None:
+    first, second = inputs("wide"), inputs("wide", device="cuda:1")
+    with torch.cuda.device(0):
+        got = Layer(second)(second.x)
+    assert got.device == second.x.device
+    torch.testing.assert_close(got.cpu(), Layer(first)(first.x).cpu())
+
+
+def test_compile_export_and_package(tmp_path: Path) -> None:
+    given = inputs("regions")
+    layer = Layer(given)
+    expected = layer(given.x)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(given.x), expected)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(layer, (given.x,), dynamic_shapes={"x": {0: batch}})
+    torch.testing.assert_close(exported.module()(given.x[:2]), expected[:2])
+    package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "layer.pt2"))
+    with torch.inference_mode():
+        torch.testing.assert_close(torch._inductor.aoti_load_package(package)(given.x), expected)
+
+
+def test_tf32_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = inputs("wide", torch.float32)
+    exact = testing.exact(*given, "relu")
+    error = (Layer(given)(given.x) - exact).abs().max()
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    with_tf32 = (Layer(given)(given.x) - exact).abs().max()
+    assert 10 * error < with_tf32 < 1e-2 * exact.abs().max()
+
+
+def test_large_offsets() -> None:
+    """An output of more than 2^31 elements, checked in its last image."""
+    case = testing.Case("large", "", (1, 16, 64, 64), 256, CASES["plain"].geometry, ((16,),))
+    x, plan, bias = testing.make_inputs(case, torch.bfloat16)
+    x, plan, bias = x.cuda(), plan.to("cuda"), bias.cuda()
+    images = 2**31 // (256 * 64 * 64) + 2
+    many = x.expand(images, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    got = lowrank_conv2d(many, plan, bias, backend="triton")
+    assert torch.equal(got[-1:], lowrank_conv2d(x, plan, bias, backend="triton"))
+
+
+def test_autotune_once_and_never_in_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HSCC_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("HSCC_AUTOTUNE", raising=False)
+    monkeypatch.setattr(autotune, "_chosen", {})
+    timed = []
+    fastest = autotune.fastest
+    monkeypatch.setattr(autotune, "fastest", lambda *args: timed.append(1) or fastest(*args))
+    given = inputs("wide")
+    layer = Layer(given)
+    layer(given.x)  # compiled before the capture
+    autotune._chosen.clear()
+    monkeypatch.setenv("HSCC_AUTOTUNE", "1")
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        layer(given.x)
+    assert not timed
+    expected = layer(given.x)
+    assert torch.equal(layer(given.x), expected)
+    assert timed == [1]
+    assert autotune.path().is_file()
