@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from . import accuracy_page
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "out" / "accuracy"
 BATCH = 32
@@ -35,6 +36,7 @@ REDUCTIONS = (3.0, 5.3, 6.0, 10.0, 20.0, 30.0, 40.0)
 WEIGHT = {"factorization": "weight"}
 METHODS = {
     "hscc": {},
+    "hscc_one_region": {"region_method": "none", "clusters": 1},
     "paper": {**WEIGHT, "regions": 4, "region_method": "grid", "clusters": 4, "reconstruction": "independent"},
     "svd": {"method": "svd"},
     "svd_weight": {"method": "svd", **WEIGHT},
@@ -170,6 +172,7 @@ def measured(results: Path, data: str) -> Iterator[dict]:
             yield cell
 
 
+@app.command()
 def main(
     data: Annotated[str, typer.Option(help=f"Example: {' or '.join(TEST_IMAGES)}.")],
     method: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(METHODS)}; repeatable; all.")] = None,
@@ -235,8 +238,6 @@ def _write(file: Path, result: dict) -> None:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
     try:
         app()
     except (ValueError, TypeError, FileNotFoundError) as error:

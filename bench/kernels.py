@@ -13,7 +13,7 @@ from hscc_kernels import explain, lowrank_conv2d, testing
 
 from . import peers
 from .cases import LAYERS, Case, make_input, make_plan, select
-from .timing import header, interleaved
+from .timing import header, interleaved, keep_freed_memory
 
 
 def gate(case: Case, batch: int, backend: str) -> float:
@@ -137,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     if reason is not None:
         parser.error(f"backend {args.backend}: {reason}")
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     head = header(args.threads, args.batch, args.backend)
     print(json.dumps(head))
     rows = []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hscc_kernels import testing
 
 from .peers import HAS_ONNX, Calls, runtime_calls, torch_calls
-from .timing import header, interleaved
+from .timing import header, interleaved, keep_freed_memory
 
 _EXAMPLE = Path(__file__).parent.parent / "examples" / "brain_mri"
 _IMAGES, _BATCH = 64, 16
@@ -119,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", help="write the results to this file")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     torch.set_grad_enabled(False)
     head = header(args.threads, args.batch)
     print(json.dumps(head))

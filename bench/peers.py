@@ -111,7 +111,7 @@ def runtime_calls(model: bytes, x: Tensor, threads: int) -> Calls:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(data))
-        binding.bind_output("y")
+        binding.bind_output(session.get_outputs()[0].name)
         calls["onnxruntime"] = lambda: session.run_with_iobinding(binding)
     if HAS_OPENVINO:
         import openvino

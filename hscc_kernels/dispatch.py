@@ -22,7 +22,7 @@ class Backend(NamedTuple):
     why_not: Callable[[Tensor], str | None]
 
     def op(self) -> Callable[..., Tensor]:
-        return getattr(torch.ops.hscc, f"lowrank_conv2d_{self.name}")
+        return getattr(torch.ops.hscc, f"lowrank_conv2d_{self.name}").default  # the overload: one look-up less a call
 
 
 def _triton_why_not(x: Tensor) -> str | None:

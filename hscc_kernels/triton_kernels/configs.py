@@ -30,7 +30,10 @@ class Config(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What the host knows of a call without reading a tensor. pairs: images times positions."""
+    """What the host knows of a call without reading a tensor.
+
+    pairs: images times positions. wide: offsets within a tile need 64 bits.
+    """
 
     dtype: torch.dtype
     in_channels: int
@@ -41,6 +44,7 @@ class Problem(NamedTuple):
     clusters: int
     rows: int
     pool: int
+    wide: bool = False
 
     @property
     def whole_row(self) -> bool:
@@ -91,7 +95,7 @@ HOPPER = (
     Config(256, 64, 64, 64, 8, 3),
     Config(128, 64, 64, 64, 4, 3),
 )
-# Permuted stores hold an address for each pixel of a thread, so tiles are lower.
+# Permuted stores hold an address for each pixel of a thread, wide offsets two registers, so tiles are lower.
 SCATTERED = (
     Config(64, 32, 64, 64, 8, 3),
     Config(64, 64, 64, 64, 8, 3),
@@ -117,7 +121,7 @@ def table(problem: Problem, chip: Chip) -> tuple[Config, ...]:
         return SINGLE
     if problem.whole_row:
         return WHOLE_ROW
-    if problem.clusters != problem.regions:
+    if problem.clusters != problem.regions or problem.wide:
         return SCATTERED
     return HALF + HOPPER if chip.hopper else HALF
 

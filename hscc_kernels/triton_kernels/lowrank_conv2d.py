@@ -240,6 +240,7 @@ def lowrank_conv2d(
         clusters=clusters.shape[0],
         rows=rows.shape[0],
         pool=v.shape[0],
+        wide=_needs_64_bits(x, out, u),
     )
     chip = Chip.of(x.device)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -251,7 +252,7 @@ def lowrank_conv2d(
         x.shape[0], *x.shape[2:], x.shape[1], out_size[1], positions.shape[0], size[1], v.shape[0],
         rows.shape[0], u.shape[0], work.shape[0], clusters.shape[0], 0 if bias is None else bias.stride(0),
     )  # fmt: skip
-    constants = specialization(problem, bias is not None, activation, u.shape[0], _offset_type(x, out, u))
+    constants = specialization(problem, bias is not None, activation, u.shape[0])
 
     def launch(config: Config) -> None:
         grid = min(triton.cdiv(problem.pairs, config.BP) + problem.regions, chip.programs(config))
@@ -262,7 +263,7 @@ def lowrank_conv2d(
     return out
 
 
-def specialization(problem: Problem, has_bias: bool, activation: str, u_size: int, offset: tl.dtype) -> dict:
+def specialization(problem: Problem, has_bias: bool, activation: str, u_size: int) -> dict:
     """The kernel's constants but for the tile; each combination of values is compiled."""
     one_cluster = problem.clusters == problem.regions
     return {
@@ -274,7 +275,7 @@ def specialization(problem: Problem, has_bias: bool, activation: str, u_size: in
         "HAS_BIAS": has_bias,
         "RELU": activation == "relu",
         "PRECISION": precision(problem.dtype),
-        "OFFSET": offset,
+        "OFFSET": tl.int64 if problem.wide else tl.int32,
     }
 
 
@@ -284,11 +285,10 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def _offset_type(x: Tensor, out: Tensor, u: Tensor) -> tl.dtype:
+def _needs_64_bits(x: Tensor, out: Tensor, u: Tensor) -> bool:
     """Offsets count from a tile's first image, and a tile may reach over as many images as it has pairs."""
     image = max(x.numel(), out.numel()) // x.shape[0]
-    reach = max(TALLEST * image, u.numel())
-    return tl.int32 if reach < 2**31 else tl.int64
+    return max(TALLEST * image, u.numel()) >= 2**31
 
 
 def _check(x, v, u, bias, positions, channels, work, clusters, geometry: Geometry, out_size: tuple[int, int]) -> None:

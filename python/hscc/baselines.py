@@ -110,6 +110,12 @@ def with_ranks(layers: Mapping[str, Chain], limit: Cost, share: float | None) ->
     if share is not None:
         chosen = {name: option.keeping(share) for name, option in options.items()}
     else:
+        least = Cost(*(sum(getattr(o, name).min() for o in options.values()) for name in Cost._fields))
+        if least.flops > limit.flops or least.parameters > limit.parameters:
+            raise ValueError(
+                f"budget: got a limit of {limit.flops:.4g} FLOPs and {limit.parameters:.4g} parameters, expected at "
+                f"least {least.flops:.4g} and {least.parameters:.4g}, which rank 1 everywhere takes"
+            )
         dense = functools.reduce(Cost.plus, (layer.dense for layer in layers.values()))
         found = search.choose({name: [option] for name, option in options.items()}, dense, limit)
         chosen = {name: choice for name, (_, choice) in found.items()}

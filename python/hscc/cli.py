@@ -61,10 +61,11 @@ def compress(
     data: Annotated[Path, typer.Option(help="Folder of calibration images (no labels needed, sub-folders are read).")],
     out: Annotated[Path, typer.Option(help="The compressed model (safetensors).")],
     flops: Annotated[float | None, typer.Option(help="How many times fewer convolution FLOPs.")] = None,
-    energy: Annotated[float | None, typer.Option(help="Or: share of output energy to keep, 0..1.")] = None,
-    regions: Annotated[int, typer.Option(help="Spatial regions a layer.")] = 4,
+    params: Annotated[float | None, typer.Option(help="How many times fewer parameters of convolutions.")] = None,
+    energy: Annotated[float | None, typer.Option(help="Instead: share of output energy to keep, 0..1.")] = None,
+    regions: Annotated[int, typer.Option(help="Spatial regions a layer, at most.")] = 16,
     region_method: Annotated[str, typer.Option(help="kmeans, grid or none.")] = "kmeans",
-    clusters: Annotated[int, typer.Option(help="Channel clusters a region.")] = 1,
+    clusters: Annotated[int, typer.Option(help="Channel clusters a region, at most.")] = 2,
     factorization: Annotated[str, typer.Option(help="activation or weight.")] = "activation",
     reconstruction: Annotated[str, typer.Option(help="sequential or independent.")] = "sequential",
     skip: Annotated[list[str] | None, typer.Option(help="Name of a layer to leave alone; repeat for several.")] = None,
@@ -87,7 +88,7 @@ def compress(
 
     _set_threads(threads)
     config = Config(
-        budget=Budget(flops=flops, energy=energy),
+        budget=Budget(flops=flops, params=params, energy=energy),
         factorization=factorization,
         regions=regions,
         region_method=region_method,

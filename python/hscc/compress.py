@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -190,7 +191,7 @@ def _limit(dense: Cost, fixed: Cost, config: Config) -> Cost:
 
 
 def _sum(costs: Iterable[Cost]) -> Cost:
-    return Cost(*(sum(parts) for parts in zip(*costs, strict=True)))
+    return functools.reduce(Cost.plus, costs, Cost(0, 0))
 
 
 def _warnings(images: int) -> tuple[str, ...]:

@@ -92,6 +92,8 @@ def finetune(
     settings["validation"] = validation is not None
     run = _Run(student, teacher, trained, rate, temperature)
     file = None if checkpoint is None else Path(checkpoint)
+    if file is not None and not file.parent.is_dir():
+        raise FileNotFoundError(f"checkpoint: got {str(file)!r}, expected a file in a folder that exists")
     if file is not None and file.exists():
         run.load(file, settings)
     try:

@@ -29,7 +29,9 @@ def measure(
     Raises ValueError when the outputs do not depend on the layers differentiably.
     """
     sums = {
-        name: torch.zeros(cells[name].count, layer.out_channels, layer.out_channels).to(layer.weight.device, torch.float64)
+        name: torch.zeros(cells[name].count, layer.out_channels, layer.out_channels).to(
+            layer.weight.device, torch.float64
+        )
         for name, layer in layers.items()
     }
     generator = torch.Generator().manual_seed(seed)

@@ -49,9 +49,16 @@ def moments(model: Net, data: list[Tensor], count: int = 4) -> dict:
     return {"profiles": profiles, "moments": {**calibrate.moments(model, data, layers, empty, False), "pair": pair}}
 
 
-def compressed(model: Net, data: list[Tensor]) -> dict[str, Tensor]:
-    hscc.compress_(model, data, hscc.Config(hscc.flops(3)))
-    return model.state_dict()
+def compressed(data: list[Tensor], **options) -> Net:
+    model = case()[0]
+    hscc.compress_(model, data, hscc.Config(hscc.flops(3), **options))
+    return model
+
+
+def outputs(model: Net) -> Tensor:
+    """On all images, batch by batch."""
+    with torch.no_grad():
+        return torch.cat([model(x) for x in case()[1]])
 
 
 def message(call: Callable, *args) -> str:
@@ -75,7 +82,8 @@ def work(folder: Path, rank: int) -> None:
         "sizes": message(moments, model, small),
         "regions": message(moments, model, part, 2 + rank),
     }
-    result = {"messages": messages, "weights": compressed(copy.deepcopy(model), part), **moments(model, part)}
+    weights, same = compressed(part).state_dict(), outputs(compressed(part, sensitivity=False))
+    result = {"messages": messages, "weights": weights, "outputs": same, **moments(model, part)}
     torch.save(result, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -125,11 +133,9 @@ def test_sums_are_those_of_all_the_data(ranks) -> None:
 
 
 def test_compression_is_that_of_all_the_data(ranks) -> None:
-    model, data = case()
-    weights = compressed(model, data)
-    assert ranks[0]["weights"].keys() == weights.keys()
-    for key, found in ranks[0]["weights"].items():
-        torch.testing.assert_close(found, weights[key], rtol=1e-5, atol=1e-6)
+    """As functions, for factors may turn among directions of equal gain; the sensitivity's noise is another by rank."""
+    alone = outputs(compressed(case()[1], sensitivity=False))
+    torch.testing.assert_close(ranks[0]["outputs"], alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

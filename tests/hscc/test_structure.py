@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
-from hscc import clusters, factors, ranks, regions
-from hscc.stats import Profile, RegionMoments
+
+from hscc import calibrate, clusters, factors, ranks, regions, search
+from hscc.factors import Metric
+from hscc.ranks import Cost
+from hscc.stats import Profile, RegionMoments, pooled
 
 
 def profile_of(y: torch.Tensor) -> Profile:
@@ -63,15 +68,23 @@ def moments(x: torch.Tensor, y: torch.Tensor) -> RegionMoments:
     return RegionMoments(len(x), x.mean(0), dx.T @ dx / len(x), y.mean(0), dy.T @ dx / len(x))
 
 
+def plain(count: int) -> Metric:
+    return Metric(torch.eye(count).double(), torch.eye(count).double())
+
+
 def reconstruct(spectrum: factors.Spectrum, x: torch.Tensor, rank: int) -> torch.Tensor:
     return spectrum.target_mean + (x - spectrum.mean) @ spectrum.a[:rank].T @ spectrum.u[:, :rank].T
 
 
+def low_rank_outputs(samples: int, rank: int, channels: int) -> torch.Tensor:
+    y = torch.randn(samples, rank, dtype=torch.float64) @ torch.randn(rank, channels, dtype=torch.float64)
+    return y + torch.rand(channels) * 5 + 0.1 * torch.randn_like(y)
+
+
 def test_activation_factors_are_the_best_of_their_rank() -> None:
-    y = torch.randn(500, 4, dtype=torch.float64) @ torch.randn(4, 10, dtype=torch.float64) + torch.rand(10) * 5
-    y += 0.1 * torch.randn_like(y)
+    y = low_rank_outputs(500, 4, 10)
     channels = torch.tensor([1, 2, 5, 8, 9])
-    spectrum = factors.from_activations(moments(y, y), channels)
+    spectrum = factors.from_activations(moments(y, y), channels, plain(5))
     for rank in range(6):
         error = (reconstruct(spectrum, y, rank) - y[:, channels]).square().sum(1).mean().item()
         assert error == pytest.approx(spectrum.gains[rank:].sum().item(), abs=1e-9)
@@ -80,16 +93,34 @@ def test_activation_factors_are_the_best_of_their_rank() -> None:
         assert error == pytest.approx(best, abs=1e-9)
 
 
+def test_a_metric_moves_the_error_to_channels_that_matter_less() -> None:
+    y = low_rank_outputs(500, 6, 8)
+    gram = torch.diag(torch.tensor([100.0, 100, 1, 1, 1, 1, 1, 1]).double())
+    channels = torch.arange(8)
+    metric = Metric.of(gram, channels)
+    torch.testing.assert_close(metric.root @ metric.inverse, torch.eye(8).double())
+    errors = {}
+    for name, chosen in (("plain", plain(8)), ("weighted", metric)):
+        spectrum = factors.from_activations(moments(y, y), channels, chosen)
+        errors[name] = (reconstruct(spectrum, y, 3) - y).square().mean(0)
+        weighted = errors[name] @ (metric.root @ metric.root).diagonal()
+        errors[name + " total"] = weighted
+    assert errors["weighted"][:2].sum() < errors["plain"][:2].sum()
+    assert errors["weighted total"] < errors["plain total"]
+    assert errors["weighted"].sum() > errors["plain"].sum()
+
+
 def test_regression_beats_projection_on_a_changed_input() -> None:
     y = torch.randn(800, 8, dtype=torch.float64) @ torch.randn(8, 8, dtype=torch.float64)
     x = y @ (torch.eye(8) + 0.3 * torch.randn(8, 8)).double() + 0.2 * torch.randn_like(y)
     channels = torch.arange(8)
-    fitted = factors.from_regression(moments(x, y), channels, y.var(0, correction=0).sum().item(), ridge=1e-9)
-    plain = factors.from_activations(moments(x, x), channels)
+    fitted = factors.from_regression(moments(x, y), channels, plain(8), ridge=1e-9)
+    projected = factors.from_activations(moments(x, x), channels, plain(8))
     for rank in (1, 3, 6):
-        error, other = ((reconstruct(s, x, rank) - y).square().sum(1).mean().item() for s in (fitted, plain))
+        error, other = ((reconstruct(s, x, rank) - y).square().sum(1).mean().item() for s in (fitted, projected))
         assert error < other
-        assert error == pytest.approx(fitted.energy - fitted.gains[:rank].sum().item(), rel=1e-6)
+        energy = y.var(0, correction=0).sum().item()
+        assert error == pytest.approx(energy - fitted.gains[:rank].sum().item(), rel=1e-6)
 
 
 def test_weight_factors_are_the_plain_svd() -> None:
@@ -101,50 +132,131 @@ def test_weight_factors_are_the_plain_svd() -> None:
     torch.testing.assert_close(spectrum.bias(bias, 3), bias)
 
 
-def group(gains, cost, dense, rest=0.0) -> ranks.Group:
-    return ranks.Group(torch.tensor(gains, dtype=torch.float64), rest, cost, dense)
+def test_held_out_gains_are_those_of_the_other_data() -> None:
+    y = low_rank_outputs(400, 4, 8)
+    first, second = y[:200], y[200:]
+    channels = torch.arange(8)
+    spectrum = factors.from_activations(moments(first, first), channels, plain(8))
+    gains, energy = factors.held_out_gains(spectrum, plain(8), moments(second, second), channels)
+    about = second - first.mean(0)
+    assert energy == pytest.approx(about.square().sum(1).mean().item())
+    kept = (about @ spectrum.u).square().mean(0)
+    torch.testing.assert_close(gains, kept.cummin(0).values)
 
 
-def test_budget_is_kept_and_spent_best() -> None:
+def test_picked_rows_explain_what_they_claim() -> None:
+    y = low_rank_outputs(600, 5, 9)
+    m = moments(y, y)
+    rows = factors.shared_rows(m, plain(9), 6, 0.0)
+    errors = []
+    for count in range(7):
+        index, u = factors.pick_rows(m, rows, count, 0.0, plain(9))
+        assert len(set(index.tolist())) == count
+        errors.append((y - m.mean - (y - m.mean) @ rows[index].T @ u.T).square().sum(1).mean().item())
+    assert errors == sorted(errors, reverse=True)
+    direct = factors.from_activations(m, torch.arange(9), plain(9))
+    assert errors[6] == pytest.approx(direct.gains[6:].sum().item(), rel=1e-6)
+
+
+def group(gains, flops, dense, rest=0.0) -> ranks.Group:
+    return ranks.Group(np.array(gains, dtype=float), rest, Cost(flops, flops), Cost(dense, dense))
+
+
+def own(*groups: ranks.Group, multiple: int = 1) -> ranks.Own:
+    return ranks.Own(groups, 0.0, 0, multiple)
+
+
+def best_within(groups, budget: float) -> float:
+    options = itertools.product(*(range(len(g.gains) + 1) for g in groups))
+    return max(
+        sum(g.gains[:r].sum() for r, g in zip(option, groups, strict=True))
+        for option in options
+        if sum(r * g.cost.flops for r, g in zip(option, groups, strict=True)) <= budget
+    )
+
+
+def test_budget_is_kept_and_spent_well() -> None:
     groups = [group([5, 3, 1, 0.5], 2.0, 100), group([4, 2, 0.1], 3.0, 100), group([0.9, 0.8, 0.7], 1.0, 100)]
     for budget in (0, 3, 7, 12, 20):
-        chosen = ranks.by_cost(groups, budget, 1)
-        spent = sum(rank * g.cost for rank, g in zip(chosen, groups, strict=True))
-        gain = sum(g.gains[:rank].sum().item() for rank, g in zip(chosen, groups, strict=True))
-        assert spent <= budget
-        options = itertools.product(*(range(len(g.gains) + 1) for g in groups))
-        best = max(
-            sum(g.gains[:r].sum().item() for r, g in zip(option, groups, strict=True))
-            for option in options
-            if sum(r * g.cost for r, g in zip(option, groups, strict=True)) <= budget
-        )
-        assert gain >= 0.85 * best
+        chosen = search.choose({"a": [own(*groups)]}, Cost(300, 300), Cost(budget, math.inf))
+        choice = chosen["a"][1]
+        assert choice.cost.flops <= budget
+        assert choice.gain >= 0.8 * best_within(groups, budget)
 
 
 def test_more_budget_never_gains_less() -> None:
-    generator = torch.Generator().manual_seed(0)
-    groups = [
-        group(torch.rand(9, generator=generator).sort(descending=True).values.tolist(), c, 9.5 * c) for c in (1, 2, 5)
+    generator = np.random.default_rng(0)
+    layers = {str(c): [own(group(np.sort(generator.random(9))[::-1], c, 9.5 * c))] for c in (1, 2, 5)}
+    dense = Cost(76, 76)
+    gains = [
+        sum(choice.gain for _, choice in search.choose(layers, dense, Cost(budget, math.inf)).values())
+        for budget in range(0, 90, 5)
     ]
-    gains = []
-    for budget in range(0, 90, 5):
-        chosen = ranks.by_cost(groups, budget, 1)
-        gains.append(
-            sum(g.gains[: len(g.gains) if r < 0 else r].sum().item() for r, g in zip(chosen, groups, strict=True))
-        )
     assert gains == sorted(gains)
-    assert ranks.by_cost(groups, 1e9, 1) == [9] * 3  # lossless and cheaper than dense
+    assert gains[-1] == pytest.approx(sum(several[0].groups[0].gains.sum() for several in layers.values()))
+
+
+def test_both_limits_hold() -> None:
+    narrow = [ranks.Group(np.array([3.0, 2, 1]) + 0.1 * i, 0.0, Cost(1, 9), Cost(99, 99)) for i in range(4)]
+    wide = [ranks.Group(np.array([3.0, 2, 1]) + 0.13 * i, 0.0, Cost(9, 1), Cost(99, 99)) for i in range(4)]
+    for limit in (Cost(20, 20), Cost(40, 15), Cost(15, 40)):
+        _, choice = search.choose({"a": [own(*narrow, *wide)]}, Cost(792, 792), limit)["a"]
+        assert choice.cost.flops <= limit.flops
+        assert choice.cost.parameters <= limit.parameters
+        assert choice.gain > 0
+
+
+def test_the_better_structure_is_taken() -> None:
+    poor, rich = own(group([1.0, 0.5], 1.0, 99)), own(group([2.0, 0.5], 1.0, 99))
+    assert search.choose({"a": [poor, rich]}, Cost(99, 99), Cost(1, math.inf))["a"][0] == 1
+
+
+def test_a_budget_below_the_biases_is_refused() -> None:
+    costly = ranks.Own([group([1.0], 1.0, 99)], 0.0, 50, 1)
+    with pytest.raises(ValueError, match="expected at least 0 and 50, which biases alone take"):
+        search.choose({"a": [costly]}, Cost(99, 99), Cost(math.inf, 20))
+
+
+def test_shared_rows_open_when_enough_regions_want_them() -> None:
+    gains = np.array([[1.0, 0.4, 0.0], [1.0, 0.4, 0.9]])
+    shared = ranks.Shared(gains, [Cost(1, 0), Cost(1, 0)], Cost(0, 1), 0.0, 0)
+    choice = shared.at(Cost(0.1, 0.5))
+    assert choice.ranks == (2, 3)
+    assert choice.pool == 3
+    choice = shared.at(Cost(0.1, 0.7))
+    assert choice.ranks == (1, 2)
+    assert choice.cost == Cost(3, 2)
+    assert choice.gain == pytest.approx(2.9)
 
 
 def test_dense_where_factors_are_not_cheaper() -> None:
-    assert ranks.by_cost([group([3, 2, 1], 4.0, 10.0)], 10.0, 1) == [ranks.DENSE]
-    assert ranks.by_cost([group([3, 2, 1], 4.0, 10.0)], 9.0, 1) == [2]
-    assert ranks.by_energy([group([3, 2, 1], 4.0, 10.0)], 0.99, 1) == [ranks.DENSE]
+    expensive = group([3, 2, 1], 4.0, 12.0)
+    assert expensive.rank_at(Cost(1e-9, 0), 1) == ranks.DENSE
+    assert expensive.rank_at(Cost(0.3, 0), 1) == 2
+    assert expensive.rank_keeping(0.99, 1) == ranks.DENSE
 
 
 def test_energy_threshold_and_multiples() -> None:
-    groups = [group([6, 3, 0.9, 0.1], 1.0, 99), group([0, 0], 1.0, 99)]
-    assert ranks.by_energy(groups, 0.9, 1) == [2, 0]
-    assert ranks.by_energy(groups, 0.91, 1) == [3, 0]
-    assert ranks.by_energy(groups, 0.91, 4) == [4, 0]
-    assert ranks.by_cost(groups, 3.0, 2) == [2, 0]
+    first, dead = group([6, 3, 0.9, 0.1], 1.0, 99), group([0, 0], 1.0, 99)
+    assert [g.rank_keeping(0.9, 1) for g in (first, dead)] == [2, 0]
+    assert first.rank_keeping(0.91, 1) == 3
+    assert first.rank_keeping(0.91, 4) == 4
+    assert first.rank_at(Cost(2.0, 0), 2) == 2
+
+
+def test_merging_cells_keeps_their_moments() -> None:
+    y = torch.randn(30, 5, 6, 6)
+    y[..., 3:] += 4
+    profile = profile_of(y)
+    cells = regions.split(profile, "kmeans", 6, 0)
+    empty = calibrate.empty_moments(profile, cells)
+    empty.add(y)
+    merged, members = regions.merge(cells, profile, 2)
+    assert merged.count == 2
+    assert sorted(cell for part in members for cell in part) == list(range(cells.count))
+    assert len(merged.labels[:, :3].unique()) == 1
+    for region, part in enumerate(members):
+        whole = pooled([empty.region(cell) for cell in part])
+        rows = y.flatten(2)[:, :, (merged.labels.flatten() == region)].transpose(1, 2).flatten(0, 1).double()
+        torch.testing.assert_close(whole.mean, rows.mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(whole.covariance, torch.cov(rows.T, correction=0), rtol=1e-5, atol=1e-6)

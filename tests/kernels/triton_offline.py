@@ -20,7 +20,6 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
-from triton.language import int32, int64
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor
 
@@ -108,9 +107,8 @@ def compile_kernel(kernel, chip: Chip, *args, **constants):
 def resources(compiled, chip: Chip) -> Resources:
     if chip.target.backend == "hip":
         code = compiled.asm["amdgcn"]
-        count = {name: int(re.search(rf"\.{name}:\s+(\d+)", code).group(1)) for name in ("vgpr_count", "agpr_count")}
-        spills = int(re.search(r"\.vgpr_spill_count:\s+(\d+)", code).group(1))
-        registers = sum(count.values())
+        # On this family .vgpr_count holds the accumulation registers too.
+        registers, spills = (int(re.search(rf"\.{n}:\s+(\d+)", code)[1]) for n in ("vgpr_count", "vgpr_spill_count"))
     else:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(compiled.asm["cubin"])
@@ -129,7 +127,6 @@ class Variant(NamedTuple):
     config: Config
     problem: Problem
     precision: str = "ieee"
-    offset: object = int32
 
     @property
     def name(self) -> str:
@@ -137,7 +134,7 @@ class Variant(NamedTuple):
         size = "x".join(map(str, self.problem.geometry.kernel))
         precision = "tf32" if self.precision == "tf32" else str(self.problem.dtype)[6:]
         tile = " ".join(f"{field}={value}" for field, value in self.config._asdict().items())
-        return f"{tile} {precision} C={self.problem.in_channels} {size} {kind} {self.offset}"
+        return f"{tile} {precision} C={self.problem.in_channels} {size} {kind}{' wide' * self.problem.wide}"
 
 
 def variants(name: str) -> Iterator[Variant]:
@@ -154,10 +151,10 @@ def variants(name: str) -> Iterator[Variant]:
         yield Variant(config, base._replace(dtype=torch.float32))
         if name != "gfx942":
             yield Variant(config, base._replace(dtype=torch.float32), precision="tf32")
-    default = configs.HALF[3]
-    yield Variant(default, base._replace(dtype=torch.float16))
-    yield Variant(default, base._replace(geometry=Geometry((1, 1))))
-    yield Variant(default, base, offset=int64)
+    yield Variant(configs.SCATTERED[1], base._replace(wide=True))
+    if name == "sm_90":
+        yield Variant(configs.HALF[3], base._replace(dtype=torch.float16))
+        yield Variant(configs.HALF[3], base._replace(geometry=Geometry((1, 1))))
 
 
 def compile_variant(variant: Variant, chip: Chip) -> Resources:
@@ -170,7 +167,7 @@ def compile_variant(variant: Variant, chip: Chip) -> Resources:
         32, 56, 56, problem.in_channels, side, side**2, problem.out_channels, problem.pool,
         problem.rows, u_size, problem.regions, problem.clusters, problem.out_channels,
     )  # fmt: skip
-    constants = specialization(problem, True, "relu", u_size, variant.offset) | {"PRECISION": variant.precision}
+    constants = specialization(problem, True, "relu", u_size) | {"PRECISION": variant.precision}
     meta = variant.config.meta(chip.target.backend == "hip")
     return resources(compile_kernel(lowrank_conv2d_kernel, chip, *arguments, **constants, **meta), chip)
 
