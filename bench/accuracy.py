@@ -30,6 +30,7 @@ from . import accuracy_page
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "out" / "accuracy"
+RESULTS, PAGE = Path("bench/results/accuracy"), Path("docs/results.md")
 BATCH = 32
 TEST_IMAGES = {"brain_mri": 2000, "fashion_mnist": 10_000}
 REDUCTIONS = (3.0, 5.3, 6.0, 10.0, 20.0, 30.0, 40.0)
@@ -184,10 +185,10 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of the images drawn and of the clusterings.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="One cell only: write it to this file.")] = None,
-    results: Annotated[Path, typer.Option(help="Folder of the cells; those in it are not run again.")] = ROOT
-    / "bench/results/accuracy",
-    page: Annotated[Path, typer.Option(help="Page of tables and plots, written from all cells.")] = ROOT
-    / "docs/results.md",
+    results: Annotated[
+        Path, typer.Option(help="Folder of cells; run again only for new weights or when deleted.")
+    ] = RESULTS,
+    page: Annotated[Path, typer.Option(help="Page of tables and plots, written from all cells.")] = PAGE,
 ) -> None:
     """Measures accuracy after compression: one cell, or a grid that goes on where it stopped, with tables and plots.
 
@@ -240,6 +241,6 @@ def _write(file: Path, result: dict) -> None:
 if __name__ == "__main__":
     try:
         app()
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

@@ -183,6 +183,12 @@ def test_pictures_are_drawn_once(tmp_path: Path, monkeypatch) -> None:
     assert drawn == [(5, 3002), (5, 2002)]
 
 
+def test_the_examples_own_pictures_can_be_drawn(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(accuracy, "CACHE", tmp_path)
+    pixels, labels = accuracy.images.__wrapped__("brain_mri", "test", 2, 0)
+    assert (pixels.dtype, pixels.shape, labels.shape) == (np.uint8, (2, 224, 224), (2,))
+
+
 def test_page_joins_seeds(tmp_path: Path) -> None:
     cell = {
         **{"data": "brain_mri", "method": "hscc", "flops": 6.0, "params": None, "calibration": 16},

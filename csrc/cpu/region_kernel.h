@@ -145,9 +145,14 @@ class RegionKernel {
       const int64_t begin = parts.begin(r), count = parts.begin(r + 1) - begin;
       const float* rows[kRows];
       for (int64_t n = 0; n < count; ++n) rows[n] = plan_.v + order[begin + n] * plan_.patch;
+      // The rows that follow, taken to be neighbours in v: if they are not, prefetching in vain does no harm.
+      const int64_t next_count = r + 1 < parts.count ? parts.begin(r + 2) - parts.begin(r + 1) : 0;
+      Ahead ahead{next_count ? plan_.v + order[begin + count] * plan_.patch : rows[0],
+                  next_count * kLanes / block_count_};
       for (int b = 0; b < block_count_; ++b) {
         const Block& block = blocks_[b];
-        dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin));
+        dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), ahead);
+        ahead.next += next_count * plan_.patch / block_count_;
       }
     }
   }

@@ -74,7 +74,7 @@ def from_weight(weight: Tensor, bias: Tensor, channels: Tensor) -> Spectrum:
 def held_out_gains(
     spectrum: Spectrum, metric: Metric, moments: RegionMoments, channels: Tensor, falling: bool = True
 ) -> tuple[Tensor, float]:
-    """(gain of each direction, energy of all) on other data than the spectrum's; ``falling``: never rising with rank."""
+    """(gain of each direction, energy of all) on other data than the spectrum's; ``falling``: never rising."""
     shift = moments.mean - spectrum.mean
     second = moments.covariance + torch.outer(shift, shift)
     energy = metric.root @ second[channels][:, channels] @ metric.root

@@ -8,7 +8,7 @@ import numpy as np
 
 from .ranks import Choice, Cost, Own, Shared
 
-FLOPS_PER_PARAMETER = 16.0  # reading a weight takes about as long: rows that serve few positions are not free
+FLOPS_PER_PARAMETER = 50.0  # at batch 1 a number read from beyond the L2 cache costs about as much time
 DIRECTIONS = 9  # price ratios tried when FLOPs and parameters are both limited
 
 Options = Mapping[str, Sequence[Own | Shared]]

@@ -1,4 +1,4 @@
-"""One layer's way from statistics to factors: its possible structures, their gains and costs, and the chosen one fitted.
+"""One layer, from statistics to factors: its possible structures, their gains and costs, and the chosen one fitted.
 
 Errors are measured in the layer's metric: channels by the sensitivity of the network's output (``Metric``), positions
 by the weight of their cell. Without sensitivity both are plain.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from .layer import HSCConv2d, dense_bias, weight_rows
 from .ranks import Choice, Cost, Group, Own, Shared
 from .regions import RegionMap
 from .stats import Moments, Profile, RegionMoments, SplitMoments, pooled
+
+CLUSTERS_PAY = 0.25  # share of U in a rank's FLOPs below which clusters, which split only U, cannot win
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,15 @@ class LayerStats:
         flops = 2 * self.profile.calls * self.positions * self.conv.weight.numel()
         return Cost(flops, sum(p.numel() for p in self.conv.parameters()))
 
+    @cached_property
+    def everything(self) -> tuple[Tensor, Metric]:
+        """All channels (O,) and their metric."""
+        channels = torch.arange(self.conv.out_channels, device=self.gram.device)
+        return channels, Metric.of(self.gram, channels)
+
     def metric(self, channels: Tensor) -> Metric:
-        return Metric.of(self.gram, channels)
+        everything, metric = self.everything
+        return metric if len(channels) == len(everything) else Metric.of(self.gram, channels)
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ def options(stats: LayerStats, config: Config) -> list[tuple[Structure, Own | Sh
 
 
 def fit(layer: LayerPlan, moments: Moments, config: Config, ridge: float | None) -> HSCConv2d:
-    """The layer's factors from moments of its cells; ``ridge`` None where computable and wanted outputs are the same."""
+    """The layer's factors from moments of its cells; ``ridge`` None: computable and wanted outputs are the same."""
     stats, structure = layer.stats, layer.structure
     weight, bias = weight_rows(stats.conv).double(), dense_bias(stats.conv).double()
     parts = _region_moments(moments, stats, structure.members)
@@ -116,12 +126,14 @@ def fit(layer: LayerPlan, moments: Moments, config: Config, ridge: float | None)
 
 
 def _structures(stats: LayerStats, config: Config) -> Iterator[Structure]:
-    everything = torch.arange(stats.conv.out_channels, device=stats.gram.device)
+    everything, _ = stats.everything
     fixed = not config.search or config.factorization == "weight" or config.budget.energy is not None
+    second_stage = stats.conv.out_channels / (stats.patch + stats.conv.out_channels)
+    most = config.clusters if second_stage >= CLUSTERS_PAY else 1
     counts = [2**i for i in range(6) if 2**i < stats.cells.count] + [stats.cells.count]
     for count in counts[-1:] if fixed else counts:
         merged, members = regions.merge(stats.cells, stats.profile, count)
-        for number in [config.clusters] if fixed else range(1, config.clusters + 1):
+        for number in [config.clusters] if fixed else range(1, most + 1):
             if number == 1:
                 yield Structure(merged, members, ((everything,),) * merged.count, False)
                 continue
@@ -151,19 +163,18 @@ def _sizes(stats: LayerStats, structure: Structure) -> list[tuple[int, float]]:
     ]
 
 
-def _energy(stats: LayerStats, fitted: RegionMoments, tested: RegionMoments, split: tuple[Tensor, ...]) -> float:
+def _energy(stats: LayerStats, fitted: RegionMoments, tested: RegionMoments) -> float:
     """Per unit of weight, the energy of tested data about the fitted mean."""
+    _, metric = stats.everything
     shift = tested.mean - fitted.mean
-    second = tested.covariance + torch.outer(shift, shift)
-    return sum((stats.metric(c).root @ second[c][:, c] @ stats.metric(c).root).trace().item() for c in split)
+    return ((metric.root @ metric.root) * (tested.covariance + torch.outer(shift, shift))).sum().item()
 
 
 def _base(stats, structure, fitted, tested, total: RegionMoments) -> tuple[float, float]:
     """(energy about one mean for all positions, the share of it that region means alone explain)."""
-    whole = (structure.clusters[0][0].new_tensor(range(stats.conv.out_channels)),)
     sizes = _sizes(stats, structure)
-    energy = sum(w * _energy(stats, total, part, whole) for (_, w), part in zip(sizes, tested, strict=True))
-    left = sum(w * _energy(stats, f, t, whole) for (_, w), f, t in zip(sizes, fitted, tested, strict=True))
+    energy = sum(w * _energy(stats, total, part) for (_, w), part in zip(sizes, tested, strict=True))
+    left = sum(w * _energy(stats, f, t) for (_, w), f, t in zip(sizes, fitted, tested, strict=True))
     energy = max(energy, 1e-30)
     return energy, (energy - left) / energy if left > 0 else 1.0
 
@@ -200,7 +211,7 @@ def _own(stats, structure, fitted, tested, total, config: Config) -> Own:
 
 def _shared(stats, structure, fitted, tested, total, config: Config) -> Shared:
     energy, base = _base(stats, structure, fitted, tested, total)
-    (everything,), metric = structure.clusters[0], stats.metric(structure.clusters[0][0])
+    everything, metric = stats.everything
     sizes = _sizes(stats, structure)
     spectrum = factors.from_activations(_within(fitted, sizes), everything, metric)
     gains = [
@@ -262,8 +273,7 @@ def _fit_own(layer: LayerPlan, parts, weight, bias, config: Config, ridge: float
 
 
 def _fit_shared(layer: LayerPlan, parts, bias: Tensor, ridge: float):
-    (everything,) = layer.structure.clusters[0]
-    metric = layer.stats.metric(everything)
+    everything, metric = layer.stats.everything
     within = _within(parts, _sizes(layer.stats, layer.structure))
     rows = factors.shared_rows(within, metric, layer.choice.pool, ridge)
     picked = [

@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from bench.cases import LAYERS, Case, make_input, make_plan
 from hscc_kernels import lowrank_conv2d, testing
 from hscc_kernels.triton_kernels import autotune, configs
 from hscc_kernels.triton_kernels.configs import Chip, Config
@@ -184,3 +185,14 @@ def test_autotune_once_and_never_in_a_capture(tmp_path: Path, monkeypatch: pytes
     assert torch.equal(layer(given.x), expected)
     assert timed == [1]
     assert autotune.path().is_file()
+
+
+@pytest.mark.parametrize("reduction", [1.5, 5.3, 20.0])
+def test_layers_of_real_networks(reduction: float) -> None:
+    """Channels in order, four regions, ranks below and above the tallest window."""
+    for name in ("alexnet3", "resnet18_5", "resnet50_4_skip"):
+        layer = LAYERS[name]
+        plan = make_plan(Case(layer, "unequal", 1, reduction)).to("cuda", torch.bfloat16)
+        x = make_input(layer, 3).to("cuda", torch.bfloat16)
+        bias = torch.randn(layer.out_channels, generator=torch.Generator().manual_seed(2)).to("cuda", torch.bfloat16)
+        assert ratio(testing.Inputs(x, plan, bias), "relu") <= 1, name

@@ -1,0 +1,87 @@
+"""The two examples, whole: the accuracy that the README promises, on all their test images."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hscc
+from hscc.evaluate import evaluate
+from hscc.loading import load_model, load_module
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+BATCH = 50
+
+
+class Example(NamedTuple):
+    dense: nn.Module
+    classes: tuple[str, ...]
+    calibration: list[Tensor]
+    test: list[tuple[Tensor, Tensor]]
+    accuracy: float
+
+    def compressed(self, budget: hscc.Budget) -> tuple[float, hscc.Report]:
+        """Accuracy in percent after compression, and the report."""
+        model = copy.deepcopy(self.dense)
+        report = hscc.compress_(model, self.calibration, hscc.Config(budget))
+        return 100 * evaluate(model, self.test, self.classes).accuracy, report
+
+
+def example(name: str, calibration, images, labels) -> Example:
+    dense, spec = load_model(str(EXAMPLES / name / "model.py"), EXAMPLES / name / "weights.safetensors")
+    dense = dense.to(memory_format=torch.channels_last)
+    batches = [spec.preprocess(part) for part in _split(images)]
+    test = list(zip(batches, torch.as_tensor(labels).split(BATCH), strict=True))
+    accuracy = 100 * evaluate(dense, test, spec.classes).accuracy
+    return Example(dense, spec.classes, [spec.preprocess(part) for part in _split(calibration)], test, accuracy)
+
+
+def _split(images) -> list:
+    return [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+
+
+@pytest.fixture(scope="module")
+def brain_mri() -> Example:
+    synthetic = load_module(EXAMPLES / "brain_mri" / "synthetic.py")
+    images, labels = synthetic.generate(2000, synthetic.SEEDS["test"])
+    calibration, _ = synthetic.generate(256, synthetic.SEEDS["calibration"])
+    return example("brain_mri", calibration, images, labels)
+
+
+@pytest.fixture(scope="module")
+def fashion_mnist() -> Example:
+    data = load_module(EXAMPLES / "fashion_mnist" / "data.py")
+    return example("fashion_mnist", data.load("train")[0][-512:], *data.load("test"))
+
+
+@pytest.mark.slow
+def test_brain_mri(brain_mri: Example) -> None:
+    assert 93 <= brain_mri.accuracy <= 97
+    for reduction, points in ((3, 0.5), (5.3, 1.0)):
+        accuracy, report = brain_mri.compressed(hscc.flops(reduction))
+        print(f"{reduction}x: dense {brain_mri.accuracy:.2f} %, compressed {accuracy:.2f} %")
+        assert report.flop_reduction >= reduction
+        assert accuracy >= brain_mri.accuracy - points
+
+
+@pytest.mark.slow
+def test_fashion_mnist(fashion_mnist: Example) -> None:
+    assert fashion_mnist.accuracy >= 92.5
+    accuracy, report = fashion_mnist.compressed(hscc.flops(3))
+    print(f"3x: dense {fashion_mnist.accuracy:.2f} %, compressed {accuracy:.2f} %")
+    assert report.flop_reduction >= 3
+    assert accuracy >= fashion_mnist.accuracy - 1.0
+
+
+def test_generator_is_deterministic_and_balanced() -> None:
+    synthetic = load_module(EXAMPLES / "brain_mri" / "synthetic.py")
+    images, labels = synthetic.generate(12, 7)
+    again, _ = synthetic.generate(8, 7)
+    assert (images[:8] == again).all()
+    assert sorted(labels.tolist()) == sorted(list(range(4)) * 3)
+    assert len(set(synthetic.SEEDS.values())) == len(synthetic.SEEDS)
