@@ -150,7 +150,8 @@ def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config:
         empty[name] = SplitMoments(tuple(calibrate.empty_moments(profile, cells[name]) for _ in range(2)))
     moments = calibrate.moments(model, calibration, {name: layers[name] for name in profiles}, empty, show)
     watched = {name: layers[name] for name in profiles}
-    if config.sensitivity and config.factorization == "activation" and watched:
+    weighted = config.sensitivity and config.factorization == "activation" and config.budget.energy is None
+    if weighted and watched:
         metrics = sensitivity.measure(model, calibration, watched, cells, config.seed, show)
     else:
         metrics = {name: sensitivity.plain(layer, cells[name]) for name, layer in watched.items()}

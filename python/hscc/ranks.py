@@ -46,7 +46,7 @@ class Group(NamedTuple):
         steps = len(self.gains) // multiple
         taken = int((self.gains[: steps * multiple].reshape(steps, multiple).sum(1) > unit * multiple).sum()) * multiple
         factored = self.gains[:taken].sum() - taken * unit
-        return DENSE if self.gains.sum() + self.rest - self.dense.at(price) > factored else taken
+        return DENSE if self.gains.sum() + self.rest - self.dense.at(price) >= factored else taken
 
     def rank_keeping(self, share: float, multiple: int) -> int:
         """The smallest rank that keeps ``share`` of the energy, or DENSE where that takes no more FLOPs."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from .ranks import Choice, Cost, Own, Shared
 
-FLOPS_PER_PARAMETER = 50.0  # at batch 1 a number read from beyond the L2 cache costs about as much time
+FLOPS_PER_PARAMETER = 12.0  # what one number stored weighs where only FLOPs are limited: rows for few positions are not free
 DIRECTIONS = 9  # price ratios tried when FLOPs and parameters are both limited
 
 Options = Mapping[str, Sequence[Own | Shared]]

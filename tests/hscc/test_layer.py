@@ -146,7 +146,7 @@ def test_hooks_and_autocast() -> None:
 def test_training_changes_every_factor() -> None:
     model, x = calibrated(nn.Conv2d(4, 12, 3, padding=1))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
     loss = model(x).square().mean()
     loss.backward()
     optimizer.step()
