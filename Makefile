@@ -11,7 +11,7 @@ demo: $(VENV)/built
 	$(BIN)/hscc demo --out out/demo
 
 test: $(VENV)/built
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .
@@ -19,7 +19,7 @@ lint: $(VENV)/built
 	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
 
 sanitize: $(VENV)/built
-	bash tests/sanitize.sh
+	PYTHON=$(BIN)/python bash tests/sanitize.sh
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

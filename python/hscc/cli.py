@@ -35,7 +35,7 @@ def demo(
         Path | None, typer.Option(help="The example's folder; default: the one of this checkout.")
     ] = None,
     flops: Annotated[list[float], typer.Option(help="FLOP reductions; repeat for several.")] = [3, 6],  # noqa: B006
-    calibration: Annotated[int, typer.Option(min=1, help="Unlabelled calibration images.")] = 512,
+    calibration: Annotated[int, typer.Option(min=1, help="Unlabelled calibration images.")] = 256,
     test: Annotated[int, typer.Option(min=1, help="Test images.")] = 2000,
     threads: Threads = None,
     seed: Seed = 0,

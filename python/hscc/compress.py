@@ -178,10 +178,13 @@ def _fixed(targets: surgery.Targets, other: Mapping[str, int]) -> Cost:
 
 
 def _limit(dense: Cost, fixed: Cost, config: Config) -> Cost:
-    """What the budget leaves to the layers, whose dense cost is given; ``fixed`` is what cannot be compressed."""
+    """What the budget leaves to the layers, whose dense cost is given; ``fixed`` is what cannot be compressed.
+
+    A FLOPs budget alone never stores more than the dense model.
+    """
     left = []
     for name, words, all_dense, stays in zip(("flops", "params"), ("FLOPs", "parameters"), dense, fixed, strict=True):
-        reduction = getattr(config.budget, name)
+        reduction = getattr(config.budget, name) or (1 if name == "params" else None)
         left.append(math.inf if reduction is None else (all_dense + stays) / reduction - stays)
         if left[-1] < 0:
             raise ValueError(

@@ -8,8 +8,10 @@ import numpy as np
 
 from .ranks import Choice, Cost, Own, Shared
 
-FLOPS_PER_PARAMETER = 12.0  # what one number stored weighs where only FLOPs are limited: rows for few positions are not free
-DIRECTIONS = 9  # price ratios tried when FLOPs and parameters are both limited
+FLOPS_PER_PARAMETER = (
+    12.0  # what one number stored weighs where only FLOPs are limited: rows for few positions are not free
+)
+DIRECTIONS = 7  # price ratios tried when FLOPs and parameters are both limited
 
 Options = Mapping[str, Sequence[Own | Shared]]
 Chosen = dict[str, tuple[int, Choice]]
@@ -35,8 +37,6 @@ def choose(options: Options, dense: Cost, limit: Cost) -> Chosen:
 def _directions(dense: Cost, limit: Cost) -> list[Cost]:
     flops, parameters = 1 / dense.flops, 1 / dense.parameters
     read = FLOPS_PER_PARAMETER / dense.flops
-    if np.isinf(limit.parameters):
-        return [Cost(flops, read)]
     if np.isinf(limit.flops):
         return [Cost(0.05 * flops, parameters)]
     return [Cost((1 - t) * flops, t * parameters + (1 - t) * read) for t in np.linspace(0, 0.98, DIRECTIONS)]
@@ -69,7 +69,7 @@ def _within(options: Options, direction: Cost, limit: Cost) -> Chosen:
             f"budget: got a limit of {limit.flops:.4g} FLOPs and {limit.parameters:.4g} parameters, expected at least "
             f"{sum(c.flops for c in costs):.4g} and {sum(c.parameters for c in costs):.4g}, which biases alone take"
         )
-    for _ in range(50):
+    for _ in range(40):
         middle = (low + high) / 2
         chosen = at(10**middle)
         if fits(chosen):
