@@ -54,12 +54,8 @@ class Geometry(NamedTuple):
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """Output (height, width) for an input of that size, as ``nn.Conv2d`` counts it."""
-        return tuple(
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(
-                (height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True
-            )
-        )
+        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = self
+        return (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
 
     def flat(self) -> list[int]:
         """The eight ints that cross the op boundary: kernel, stride, padding, dilation."""

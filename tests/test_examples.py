@@ -6,13 +6,12 @@ import copy
 from pathlib import Path
 from typing import NamedTuple
 
+import hscc
 import pytest
 import torch
-from torch import Tensor, nn
-
-import hscc
 from hscc.evaluate import evaluate
 from hscc.loading import load_model, load_module
+from torch import Tensor, nn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BATCH = 50

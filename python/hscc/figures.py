@@ -24,7 +24,8 @@ def region_maps(model: nn.Module, mean_image: np.ndarray, path: Path) -> None:
         axis.axis("off")
     for axis, (name, layer) in zip(axes[1:], layers, strict=True):
         labels = region_labels(layer.plan).cpu().numpy()
-        axis.imshow(labels, cmap="tab10", vmin=0, vmax=9, alpha=0.5, extent=(0, width, height, 0), interpolation="none")
+        extent = (0, width, height, 0)
+        axis.imshow(labels, cmap="tab20", vmin=0, vmax=19, alpha=0.5, extent=extent, interpolation="none")
         axis.set_title(f"{name}: {labels.shape[0]}x{labels.shape[1]}, {labels.max() + 1} regions", fontsize=9)
     _save(figure, path)
 

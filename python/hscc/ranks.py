@@ -78,12 +78,13 @@ class Choice(NamedTuple):
 
 
 class Own(NamedTuple):
-    """Every cluster has rows of its own; ``base`` is what the region biases alone gain."""
+    """Every cluster has rows of its own; ``base`` is what the region biases alone gain, ``dense`` the layer's cost."""
 
     groups: Sequence[Group]
     base: float
     biases: int
     multiple: int
+    dense: Cost | None = None
 
     def at(self, price: Cost) -> Choice:
         return self.choice([group.rank_at(price, self.multiple) for group in self.groups])
@@ -92,6 +93,8 @@ class Own(NamedTuple):
         return self.choice([group.rank_keeping(share, self.multiple) for group in self.groups])
 
     def choice(self, ranks: Sequence[int]) -> Choice:
+        if self.dense and all(rank == DENSE for rank in ranks):  # then the layer stays as it is
+            return Choice(1.0, self.dense, tuple(ranks))
         gain, cost = self.base, Cost(0, self.biases)
         for group, rank in zip(self.groups, ranks, strict=True):
             gain += group.gain(rank)

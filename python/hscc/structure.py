@@ -206,7 +206,7 @@ def _own(stats, structure, fitted, tested, total, config: Config) -> Own:
                     Cost(flops * stats.patch * count, stats.patch * count),
                 )
             )
-    return Own(groups, base, len(structure.members) * stats.conv.out_channels, config.rank_multiple)
+    return Own(groups, base, len(structure.members) * stats.conv.out_channels, config.rank_multiple, stats.dense)
 
 
 def _shared(stats, structure, fitted, tested, total, config: Config) -> Shared:

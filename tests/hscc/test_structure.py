@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from hscc import calibrate, clusters, factors, ranks, regions, search
 from hscc.factors import Metric
 from hscc.ranks import Cost
