@@ -201,3 +201,38 @@ def test_branches_and_concatenation(data) -> None:
     report = hscc.compress_(model, data, config(3))
     assert [layer.name for layer in report.layers] == ["stem", "right", "left", "join"]
     assert relative_error(model, dense, data) < 0.7
+
+
+@pytest.mark.parametrize(
+    "budget", [hscc.Budget(flops=4, params=3), hscc.params(5), hscc.Budget(flops=2, params=6)], ids=str
+)
+def test_every_limit_of_a_budget_holds(net, data, budget: hscc.Budget) -> None:
+    dense = copy.deepcopy(net)
+    report = hscc.compress_(net, data, hscc.Config(budget))
+    assert report.flop_reduction >= (budget.flops or 1)
+    assert report.parameter_reduction >= budget.params
+    stored = sum(p.numel() for m in net.modules() if isinstance(m, (HSCConv2d, nn.Conv2d)) for p in m.parameters())
+    assert stored == report.parameters
+    assert relative_error(net[:6], dense[:6], data) < 0.8
+
+
+@pytest.mark.parametrize("reduction", [1, 1.2, 2, 5])
+def test_a_flops_budget_never_stores_more_than_the_dense_model(net, data, reduction: float) -> None:
+    assert hscc.compress_(net, data, config(reduction)).parameter_reduction >= 1
+
+
+def test_a_plan_says_beforehand_what_apply_does(net, data) -> None:
+    before = copy.deepcopy(net.state_dict())
+    plan = hscc.plan(net, data, config(4))
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    planned, done = plan.report(), hscc.apply_(net, plan, data)
+    assert [layer.ranks for layer in planned.layers] == [layer.ranks for layer in done.layers]
+    assert planned.flops == done.flops
+    assert planned.parameters >= done.parameters
+    with pytest.raises(ValueError, match="calibration: got None, expected the data for sequential reconstruction"):
+        hscc.apply_(net, plan)
+
+
+def test_few_images_are_warned_about(net, data) -> None:
+    assert "48 calibration images" in hscc.compress_(copy.deepcopy(net), data, config(3)).warnings[0]
+    assert hscc.compress_(net, data * 2, config(3)).warnings == ()
