@@ -43,13 +43,17 @@ def test_output(backend: str, dtype: torch.dtype, case, poison) -> None:
         assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize(("backend", "dtype"), RUNS)
-def test_gradients(backend: str, dtype: torch.dtype, case, poison) -> None:
+def gradient_ratios(case, backend: str, dtype: torch.dtype) -> dict[str, float]:
+    """The error ratio of the gradient of each of x, v, u and bias.
+
+    Where rounding may decide on which side of ReLU's corner an output lies, the incoming gradient is 0.
+    """
     inputs = make_inputs(case, dtype, seed=7)
     (x, plan, bias), leaves = with_leaves(inputs, dtype)
     y = lowrank_conv2d(x, plan, bias, activation=case.activation, backend=backend)
-    grad = torch.randn(y.shape).bfloat16().to(dtype)
+    before = exact(*inputs, "none")
+    corner = before.abs() < 4 * torch.finfo(dtype).eps * before.abs().amax() if before.numel() else before.bool()
+    grad = torch.randn(y.shape).bfloat16().to(dtype).masked_fill(corner, 0)
     got = torch.autograd.grad(y, leaves, grad)
     results = []
     for kind in (dtype, torch.float64):
@@ -57,8 +61,15 @@ def test_gradients(backend: str, dtype: torch.dtype, case, poison) -> None:
         y = plain(x, plan, bias, case.activation)
         grads = torch.autograd.grad(y, leaves, grad.to(kind), allow_unused=True)
         results.append([torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)])
-    for name, mine, low, high in zip(("x", "v", "u", "bias"), got, *results, strict=False):
-        assert error_ratio(mine, low, high) <= 1, name
+    names = zip(("x", "v", "u", "bias"), got, *results, strict=False)
+    return {name: error_ratio(mine, low, high) for name, mine, low, high in names}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("backend", "dtype"), RUNS)
+def test_gradients(backend: str, dtype: torch.dtype, case, poison) -> None:
+    ratios = gradient_ratios(case, backend, dtype)
+    assert max(ratios.values()) <= 1, ratios
 
 
 def test_case_names_are_unique() -> None:

@@ -16,6 +16,7 @@ from hscc_kernels.triton_kernels import configs
 from hscc_kernels.triton_kernels import lowrank_conv2d as module
 from hscc_kernels.triton_kernels.configs import Config
 from tests.kernels import triton_interpreter
+from tests.kernels.test_lowrank_conv2d import gradient_ratios
 from tests.kernels.test_registration import samples
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -129,6 +130,13 @@ def ratio(case, dtype: torch.dtype, seed: int = 0, config: Config | None = None)
 def test_cases(case, dtype: torch.dtype, launches, poison) -> None:
     assert ratio(case, dtype, config=LARGE) <= 1
     assert len(launches) == (0 if case.shape[0] == 0 else 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", testing.CASES, ids=lambda case: case.name)
+def test_gradients(case, dtype: torch.dtype, poison) -> None:
+    ratios = gradient_ratios(case, "triton", dtype)
+    assert max(ratios.values()) <= 1, ratios
 
 
 @pytest.mark.parametrize("config", sorted({*configs.HALF, *configs.HOPPER, *configs.SCATTERED}), ids=str)
