@@ -168,3 +168,18 @@ def test_compile_and_export() -> None:
         torch.testing.assert_close(program.module()(x), expected)
         more = torch.randn(5, 3, 16, 16)
         torch.testing.assert_close(program.module()(more), model(more))
+
+
+@pytest.mark.slow
+def test_aot_inductor_package(tmp_path) -> None:
+    model, x = calibrated(nn.Conv2d(4, 12, 3, padding=1))
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+        torch.testing.assert_close(torch._inductor.aoti_load_package(path)(x), model(x))
+
+
+def test_vmap() -> None:
+    model, x = calibrated(nn.Conv2d(4, 12, 3, padding=1))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(model)(x[:, None])[:, 0], model(x))
