@@ -27,8 +27,8 @@ class _Seen(Exception):
 def profile(model: nn.Module, calibration: Iterable, layers: Mapping[str, nn.Module], show: bool) -> dict[str, Profile]:
     """Position-wise moments of each layer's output, in the order in which the layers run.
 
-    Layers that never run are absent. Raises ValueError for an empty loader, NaN or infinite activations and
-    outputs whose size changes.
+    Layers that never run are absent. Raises ValueError for an empty loader, wrong channels, NaN or infinite
+    activations and outputs whose size changes, and TypeError for a wrong dtype.
     """
     profiles: dict[str, Profile] = {}
     calls: dict[str, int] = {}
@@ -47,7 +47,7 @@ def profile(model: nn.Module, calibration: Iterable, layers: Mapping[str, nn.Mod
         calls[name] = calls.get(name, 0) + 1
 
     passes = 0
-    with distributed.together(), _watch(layers, see), _inference(model):
+    with distributed.together(), _watch(layers, see), _checked(layers), _inference(model):
         for batch in batches(calibration, model, "profiling", show):
             forward(model, batch)
             passes += 1
@@ -239,6 +239,30 @@ def _watch(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) 
         return lambda module, args, y: see(name, y if y.ndim == 4 else y.unsqueeze(0))
 
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _checked(layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inputs that a layer cannot take are refused by its name, before it runs."""
+
+    def hook(name: str) -> Callable:
+        def check(conv: nn.Conv2d, args: tuple) -> None:
+            x, weight = args[0], conv.weight
+            if x.ndim not in (3, 4) or x.shape[-3] != conv.in_channels:
+                raise ValueError(
+                    f"layer {name!r}: got an input of shape {tuple(x.shape)}, expected (N, {conv.in_channels}, H, W)"
+                )
+            if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(f"layer {name!r}: got an input of {x.dtype}, expected {weight.dtype}")
+
+        return check
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) for module in model.modules())
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Module]:
@@ -52,6 +52,12 @@ def test_constant_memory_in_the_number_of_images(net, data) -> None:
             TypeError,
             "one-shot iterator list_iterator, expected data that can be read",
         ),
+        (
+            [torch.zeros(1, 5, 32, 32)],
+            ValueError,
+            r"layer '0': got an input of shape \(1, 5, 32, 32\), expected \(N, 3, H",
+        ),
+        ([torch.zeros(1, 3, 32, 32).double()], TypeError, "got an input of torch.float64, expected torch.float32"),
         (["a picture"], TypeError, "calibration: got a batch of str, expected a tensor"),
         ([torch.full((1, 3, 32, 32), float("nan"))], ValueError, "layer '0': got NaN or infinite activations"),
         ([torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 16, 16)], ValueError, r"got outputs of \(16, 16\) and \(8, 8\)"),
@@ -64,8 +70,10 @@ def test_bad_data(net, calibration, error: type, match: str) -> None:
 
 
 def test_a_failing_model_keeps_no_hooks(net, data) -> None:
-    with pytest.raises(RuntimeError, match="channels"):
-        calibrate.profile(net, [torch.zeros(1, 5, 32, 32)], convolutions(net), False)
+    broken = nn.Sequential(net[0], nn.Linear(3, 3))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        calibrate.profile(broken, data, convolutions(broken), False)
+    assert hooks(broken) == 0
     assert hooks(net) == 0
 
 
