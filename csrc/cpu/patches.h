@@ -3,6 +3,7 @@
 // In NHWC one kernel row of a patch is a contiguous run of kernel_w * channels numbers, so blocks of patches that lie
 // inside the image all share one list of segments and differ in a pointer a patch. At the border a block has its own
 // list of runs of taps, with a pointer to zeros where a run is outside; runs outside for all patches are left out.
+// Runs too short for the vectors, as those of a first layer, are copied together: one segment, the whole patch.
 #pragma once
 
 #include "kernel.h"
@@ -12,12 +13,17 @@ namespace hscc::cpu::HSCC_ISA {
 inline int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
+inline int64_t larger(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
 constexpr int kTile = 192;                        // positions that stream through a factor row while it is in cache
 constexpr int kSlots = (kPositions + 7) / 8 * 8;  // positions of a block, padded so that loops over them vectorise
+constexpr int64_t kShortRun = 4 * kLanes;         // kernel rows of fewer numbers are copied together,
+constexpr int64_t kMostPacked = 1024;             // unless a block of such patches would not stay in the L1
 
 // Patch elements [v_offset, v_offset + length); in memory they start x_offset after the segment's pointers.
 struct Segment {
@@ -45,6 +51,35 @@ struct Run {
   uint32_t valid;
 };
 
+// Copies ``count`` runs of N vectors, the last one not full, to follow each other; spoils up to a vector behind them.
+template <int N>
+void copy_rows(float* to, const float* from, int64_t run, int64_t step, int64_t count) {
+  const int64_t last = run - (N - 1) * kLanes;
+  for (int64_t i = 0; i < count; ++i, to += run, from += step) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N - 1; ++n) store(to + n * kLanes, load(from + n * kLanes));
+    store(to + (N - 1) * kLanes, load(from + (N - 1) * kLanes, last));
+  }
+}
+
+using CopyRows = void (*)(float*, const float*, int64_t, int64_t, int64_t);
+
+template <int N = kShortRun / kLanes>
+CopyRows select_copy_rows(int64_t run) {
+  if constexpr (N > 1) {
+    if (run <= (N - 1) * kLanes) return select_copy_rows<N - 1>(run);
+  }
+  return copy_rows<N>;
+}
+
+inline int64_t packed_length(const PlanView& plan) {
+  return (ceil_div(plan.patch, kLanes) + 1) * kLanes;
+}
+inline bool packs(const PlanView& plan) {
+  const Geometry& g = plan.geometry;
+  return g.kernel_h > 1 && g.dilation_w == 1 && g.kernel_w * plan.in_channels < kShortRun && plan.patch <= kMostPacked;
+}
+
 class PatchBuilder {
  public:
   // Memory for ``taps`` segments and ``kernel_w`` runs; without rows none, as no patch is ever read.
@@ -54,6 +89,8 @@ class PatchBuilder {
         zeros_(zeros),
         inside_(inside),
         runs_(runs),
+        whole_{0, plan.patch, 0},
+        copy_rows_(select_copy_rows(plan.geometry.kernel_w * plan.in_channels)),
         columns_(1.0 / double(plan.out_width)) {
     row_step_ = plan.width * plan.in_channels;
     image_step_ = plan.height * row_step_;
@@ -88,6 +125,36 @@ class PatchBuilder {
       corners.offset[slot + m] = offset;
       corners.inside[slot + m] = inside ? x + offset : nullptr;
     }
+  }
+
+  // Copies the patches of a block together: ``packed_length`` numbers a position, the last of them of no meaning.
+  void pack(Block& block, const Corners& corners, float* to, const float** pointers) const {
+    const int64_t channels = plan_.in_channels, length = packed_length(plan_), run = g_.kernel_w * channels;
+    for (int m = 0; m < block.positions; ++m, to += length) {
+      const int64_t slot = block.first + m, left = corners.left[slot];
+      const int64_t begin = smaller(larger(-left, 0), g_.kernel_w) * channels;
+      const int64_t end = larger(begin, smaller(g_.kernel_w, plan_.width - left) * channels);
+      pointers[m] = to;
+      if (const float* inside = corners.inside[slot]) {
+        copy_rows_(to, inside, run, g_.dilation_h * row_step_, g_.kernel_h);
+        continue;
+      }
+      for (int64_t i = 0; i < g_.kernel_h; ++i) {
+        float* p = to + i * run;
+        const int64_t shift = i * g_.dilation_h;
+        if (uint64_t(corners.top[slot] + shift) >= uint64_t(plan_.height)) {
+          fill(p, run);
+          continue;
+        }
+        fill(p, begin);
+        select_copy_rows(end - begin)(p + begin, plan_.x + (corners.offset[slot] + shift * row_step_ + begin), end - begin, 0, 1);
+        fill(p + end, run - end);
+      }
+    }
+    block.segments = &whole_;
+    block.segment_count = 1;
+    block.pointers = pointers;
+    block.step = 0;
   }
 
   // ``own`` and ``pointers`` are memory for a border block: as many segments as the kernel has taps.
@@ -134,6 +201,10 @@ class PatchBuilder {
     return count;
   }
 
+  static void fill(float* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = 0;
+  }
+
   // Bit m: whether 0 <= at[m] + shift < bound.
   static uint32_t below(const int64_t* at, int64_t shift, int64_t bound) {
     static constexpr uint64_t kBit[8] = {1, 2, 4, 8, 16, 32, 64, 128};
@@ -153,6 +224,8 @@ class PatchBuilder {
   const PlanView& plan_;
   const Geometry& g_;
   const float* zeros_;  // as many as a kernel row has
+  const Segment whole_;
+  const CopyRows copy_rows_;
   Segment* inside_;     // those of every patch inside the image
   Run* runs_;
   const double columns_;  // 1 / out_width: a product in double gives a position's row exactly

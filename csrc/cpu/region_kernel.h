@@ -40,7 +40,7 @@ struct Buffers {
   const float** pointers = nullptr;
   Segment *segments = nullptr, *inside = nullptr;
   Run* runs = nullptr;
-  float *zeros = nullptr, *z = nullptr, *y, *bias;
+  float *zeros = nullptr, *z = nullptr, *packed = nullptr, *y, *bias;
   int32_t* inverse;
 
   Buffers(Arena& arena, const PlanView& plan, int64_t max_rows) {
@@ -52,6 +52,7 @@ struct Buffers {
       runs = arena.take<Run>(plan.geometry.kernel_w);
       zeros = arena.take<float>(plan.geometry.kernel_w * plan.in_channels);
       z = arena.take<float>(kTile * max_rows);
+      if (packs(plan)) packed = arena.take<float>(kPositions * packed_length(plan));
     }
     y = arena.take<float>(kTile * plan.out_channels);
     bias = arena.take<float>(plan.out_channels);
@@ -128,7 +129,7 @@ class RegionKernel {
       Block& block = blocks_[b];
       block.first = int(parts.begin(b));
       block.positions = int(parts.begin(b + 1)) - block.first;
-      if (item_->row_count == 0) continue;
+      if (item_->row_count == 0 || b_.packed) continue;
       patches_.build(block, corners_, b_.segments + b * taps, b_.pointers + b * taps * kSlots);
     }
   }
@@ -138,22 +139,32 @@ class RegionKernel {
     return b_.z + int64_t(block.first) * item_->row_count + row * block.positions;
   }
 
+  // Blocks stream through the rows that are in the first-level cache; rows stream through a block copied there.
   void first_stage() {
-    const int32_t* order = plan_.rows + item_->row_start;
     const Parts parts(item_->row_count, kRows);
-    for (int64_t r = 0; r < parts.count; ++r) {
-      const int64_t begin = parts.begin(r), count = parts.begin(r + 1) - begin;
-      const float* rows[kRows];
-      for (int64_t n = 0; n < count; ++n) rows[n] = plan_.v + order[begin + n] * plan_.patch;
-      // The rows that follow, taken to be neighbours in v: if they are not, prefetching in vain does no harm.
-      const int64_t next_count = r + 1 < parts.count ? parts.begin(r + 2) - parts.begin(r + 1) : 0;
-      Ahead ahead{next_count ? plan_.v + order[begin + count] * plan_.patch : rows[0],
-                  next_count * kLanes / block_count_};
-      for (int b = 0; b < block_count_; ++b) {
-        const Block& block = blocks_[b];
-        dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), ahead);
-        ahead.next += next_count * plan_.patch / block_count_;
-      }
+    if (b_.packed == nullptr) {
+      for (int64_t r = 0; r < parts.count; ++r) dot(parts, r, 0, block_count_);
+      return;
+    }
+    for (int b = 0; b < block_count_ && parts.count > 0; ++b) {
+      patches_.pack(blocks_[b], corners_, b_.packed, b_.pointers);
+      for (int64_t r = 0; r < parts.count; ++r) dot(parts, r, b, b + 1);
+    }
+  }
+
+  void dot(const Parts& parts, int64_t r, int first, int last) {
+    const int32_t* order = plan_.rows + item_->row_start;
+    const int64_t begin = parts.begin(r), count = parts.begin(r + 1) - begin;
+    const float* rows[kRows];
+    for (int64_t n = 0; n < count; ++n) rows[n] = plan_.v + order[begin + n] * plan_.patch;
+    // The rows that follow, taken to be neighbours in v: if they are not, prefetching in vain does no harm.
+    const int64_t next_count = r + 1 < parts.count ? parts.begin(r + 2) - parts.begin(r + 1) : 0;
+    Ahead ahead{next_count ? plan_.v + order[begin + count] * plan_.patch : rows[0],
+                next_count * kLanes / (last - first)};
+    for (int b = first; b < last; ++b) {
+      const Block& block = blocks_[b];
+      dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), ahead);
+      ahead.next += next_count * plan_.patch / (last - first);
     }
   }
 
