@@ -52,6 +52,7 @@ BACKENDS = (
 )
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 _PREFERRED = os.environ.get("HSCC_BACKEND")
+_FIRST: dict[tuple[str, torch.dtype], Callable[..., Tensor]] = {}  # by all that an objection can be about
 
 
 def explain(x: Tensor) -> dict[str, str | None]:
@@ -73,7 +74,7 @@ def resolve(x: Tensor, name: str | None = None) -> Callable[..., Tensor]:
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot run: {reason}")
         return backend.op()
-    for backend in BACKENDS:
-        if backend.why_not(x) is None:
-            return backend.op()
-    raise AssertionError("the reference runs everywhere")
+    kind = x.device.type, x.dtype
+    if kind not in _FIRST:
+        _FIRST[kind] = next(backend.op() for backend in BACKENDS if backend.why_not(x) is None)
+    return _FIRST[kind]

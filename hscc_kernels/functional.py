@@ -59,20 +59,23 @@ def lowrank_conv2d(
 def _check(x: Tensor, plan: PackedPlan, v: Tensor, bias: Tensor | None, activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: got {activation!r}, expected one of {list(ACTIVATIONS)}")
-    if x.ndim != 4 or x.shape[1] != plan.in_channels:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, {plan.in_channels}, H, W)")
+    shape = x.shape
+    if len(shape) != 4 or shape[1] != plan.in_channels:
+        raise ValueError(f"x: got shape {tuple(shape)}, expected (N, {plan.in_channels}, H, W)")
     if x.dtype != v.dtype:
         raise TypeError(f"x: got {x.dtype}, expected {v.dtype} as the plan's factors")
-    size = plan.geometry.out_size(x.shape[2], x.shape[3])
-    if size != tuple(plan.out_size):
+    size = plan.geometry.out_size(shape[2], shape[3])
+    if size != plan.out_size:
         raise ValueError(
-            f"x: got {x.shape[2]} x {x.shape[3]}, which gives an output of {size[0]} x {size[1]}, "
+            f"x: got {shape[2]} x {shape[3]}, which gives an output of {size[0]} x {size[1]}, "
             f"expected one of {plan.out_size[0]} x {plan.out_size[1]} for this plan"
         )
     if bias is None:
         return
-    shapes = ((plan.out_channels,), (plan.regions, plan.out_channels))
-    if tuple(bias.shape) not in shapes:
-        raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected {shapes[0]} or {shapes[1]}")
+    regions, out_channels = plan.channels.shape
+    if bias.shape not in ((regions, out_channels), (out_channels,)):
+        raise ValueError(
+            f"bias: got shape {tuple(bias.shape)}, expected {(out_channels,)} or {(regions, out_channels)}"
+        )
     if bias.dtype != x.dtype or bias.device != x.device:
         raise TypeError(f"bias: got {bias.dtype} on {bias.device}, expected {x.dtype} on {x.device}")

@@ -8,7 +8,6 @@ The mathematics is in ``docs/math.md``; in short, for an output position p of re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -81,8 +80,7 @@ class RegionFactors(NamedTuple):
     clusters: tuple[ClusterFactors, ...]
 
 
-@dataclass(frozen=True)
-class PackedPlan:
+class PackedPlan(NamedTuple):
     """Flat tensors of one layer for one output size; build it with :meth:`pack`.
 
     Shapes (q pool rows, D = kh*kw*C patch length, R regions, O output channels, P = Ho*Wo output positions):
@@ -177,14 +175,14 @@ class PackedPlan:
         work[:, 1] = starts.to(work)[region]
         work[:, 2] = counts.to(work)[region]
         positions = torch.argsort(flat, stable=True).to(self.rows)
-        return replace(self, positions=positions, work=work, out_size=tuple(labels.shape))
+        return self._replace(positions=positions, work=work, out_size=tuple(labels.shape))
 
     def to(self, *args, **kwargs) -> PackedPlan:
         """Like ``Tensor.to``; a dtype changes only the factors."""
         moved = {name: getattr(self, name).to(*args, **kwargs) for name in ("v", "u")}
         device = moved["v"].device
         index = ("positions", "rows", "channels", "work", "clusters")
-        return replace(self, **moved, **{name: getattr(self, name).to(device) for name in index})
+        return self._replace(**moved, **{name: getattr(self, name).to(device) for name in index})
 
     def flops(self) -> int:
         """Floating-point operations of one image: two a multiply-add; bias and activation are not counted."""

@@ -64,6 +64,14 @@ CASES = (
         Geometry((4, 2), (2, 3), (1, 0), (1, 1)),
         ((6,), (5,)),
     ),
+    Case(
+        "long runs",
+        "40 channels: kernel rows of several vectors",
+        (2, 40, 9, 8),
+        16,
+        Geometry((3, 3), (2, 1), (1, 2)),
+        ((6,), (5,)),
+    ),
     Case("dilation", "dilation 2", (2, 8, 12, 10), 16, _same(3, dilation=2), ((6,), (3,))),
     Case(
         "first layer",

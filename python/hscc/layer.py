@@ -83,8 +83,8 @@ class HSCConv2d(nn.Module):
     @property
     def plan(self) -> PackedPlan:
         """The plan for the calibrated size, on the layer's own tensors."""
-        index = (getattr(self, name) for name in _INDEX)
-        return PackedPlan(self.v, self.u, *index, self.geometry, self.out_size)
+        buffers = self._buffers  # at half the price of seven attributes
+        return PackedPlan(self.v, self.u, *[buffers[name] for name in _INDEX], self.geometry, self.out_size)
 
     def prepare(self, height: int, width: int) -> None:
         """Makes the layer ready for inputs of this size (before padding by ``padding_mode``)."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -25,7 +23,7 @@ def with_leaves(inputs, dtype):
     x, plan, bias = inputs
     x = x.to(dtype).detach().requires_grad_()
     plan = plan.to(dtype)
-    plan = replace(plan, v=plan.v.detach().requires_grad_(), u=plan.u.detach().requires_grad_())
+    plan = plan._replace(v=plan.v.detach().requires_grad_(), u=plan.u.detach().requires_grad_())
     bias = None if bias is None else bias.to(dtype).detach().requires_grad_()
     return (x, plan, bias), [t for t in (x, plan.v, plan.u, bias) if t is not None]
 

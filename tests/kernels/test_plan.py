@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +15,7 @@ _, PLAN, _ = make_inputs(next(c for c in CASES if c.name == "clusters"), torch.f
 def changed(name: str, index: tuple, value: int) -> PackedPlan:
     tensor = getattr(PLAN, name).clone()
     tensor[index] = value
-    return replace(PLAN, **{name: tensor})
+    return PLAN._replace(**{name: tensor})
 
 
 @pytest.mark.parametrize(
@@ -35,9 +33,9 @@ def changed(name: str, index: tuple, value: int) -> PackedPlan:
         (changed("clusters", (2, 3), 999), "plan.clusters"),
         (changed("clusters", (1, 4), 10**6), "plan.clusters"),
         (changed("clusters", (1, 4), -1), "plan.clusters: got .* expected rank = channels in a dense cluster"),
-        (replace(PLAN, rows=PLAN.rows.long()), "plan.rows: got torch.int64, expected torch.int32"),
-        (replace(PLAN, u=PLAN.u.double()), "plan.u: got torch.float64"),
-        (replace(PLAN, v=PLAN.v[:, 1:]), "plan.v"),
+        (PLAN._replace(rows=PLAN.rows.long()), "plan.rows: got torch.int64, expected torch.int32"),
+        (PLAN._replace(u=PLAN.u.double()), "plan.u: got torch.float64"),
+        (PLAN._replace(v=PLAN.v[:, 1:]), "plan.v"),
     ],
 )
 def test_validation(plan: PackedPlan, match: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,7 +71,7 @@ def test_backward_formula_is_the_derivative(case) -> None:
     x, plan, bias = make_inputs(case, torch.float64)
     bias = torch.zeros(plan.regions, case.out_channels).double() if bias is None else bias.expand(plan.regions, -1)
     leaves = [t.clone().requires_grad_() for t in (x, plan.v, plan.u, bias)]
-    leafy = replace(plan, v=leaves[1], u=leaves[2])
+    leafy = plan._replace(v=leaves[1], u=leaves[2])
     y = call(leaves[0], leafy, leaves[3], case.activation)
     grad = torch.randn_like(y)
     expected = torch.autograd.grad(y, leaves, grad, allow_unused=True)
@@ -102,6 +100,6 @@ def test_gradcheck() -> None:
     x, plan, bias = make_inputs(case, torch.float64)
 
     def function(x, v, u, bias):
-        return call(x, replace(plan, v=v, u=u), bias)
+        return call(x, plan._replace(v=v, u=u), bias)
 
     assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in (x, plan.v, plan.u, bias)])
