@@ -50,6 +50,7 @@ ALLOWED = {
         },
         "checkpoint": {"layer", "report", "surgery"},
         "finetune": {"calibrate", "checkpoint", "layer"},
+        "fuse": {"layer"},
         "evaluate": {"progress"},
         "figures": {"layer", "report"},
         "loading": {"checkpoint", "images"},

@@ -5,6 +5,7 @@ from .checkpoint import load_, save
 from .compress import CompressionPlan, apply_, compress_, plan
 from .config import Budget, Config, energy, flops, params
 from .finetune import FinetuneReport, finetune
+from .fuse import fuse_relu_
 from .layer import HSCConv2d
 from .report import LayerReport, Report
 
@@ -22,6 +23,7 @@ __all__ = [
     "energy",
     "finetune",
     "flops",
+    "fuse_relu_",
     "load_",
     "params",
     "plan",
