@@ -22,7 +22,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
 
 constexpr int kTile = 192;                        // positions that stream through a factor row while it is in cache
 constexpr int kSlots = (kPositions + 7) / 8 * 8;  // positions of a block, padded so that loops over them vectorise
-constexpr int64_t kShortRun = 4 * kLanes;         // kernel rows of fewer numbers are copied together,
+constexpr int64_t kShortRun = 5 * kLanes;         // kernel rows of fewer numbers are copied together,
 constexpr int64_t kMostPacked = 1024;             // unless a block of such patches would not stay in the L1
 
 // Patch elements [v_offset, v_offset + length); in memory they start x_offset after the segment's pointers.
@@ -147,7 +147,8 @@ class PatchBuilder {
           continue;
         }
         fill(p, begin);
-        select_copy_rows(end - begin)(p + begin, plan_.x + (corners.offset[slot] + shift * row_step_ + begin), end - begin, 0, 1);
+        select_copy_rows(end - begin)(p + begin, plan_.x + (corners.offset[slot] + shift * row_step_ + begin),
+                                      end - begin, 0, 1);
         fill(p + end, run - end);
       }
     }
@@ -226,7 +227,7 @@ class PatchBuilder {
   const float* zeros_;  // as many as a kernel row has
   const Segment whole_;
   const CopyRows copy_rows_;
-  Segment* inside_;     // those of every patch inside the image
+  Segment* inside_;  // those of every patch inside the image
   Run* runs_;
   const double columns_;  // 1 / out_width: a product in double gives a position's row exactly
   int64_t row_step_, image_step_, inside_count_ = 0;
