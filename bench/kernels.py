@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 
 import torch
@@ -13,7 +14,7 @@ from hscc_kernels import explain, lowrank_conv2d, testing
 
 from . import peers
 from .cases import LAYERS, Case, make_input, make_plan, select
-from .timing import header, interleaved, keep_freed_memory
+from .timing import header, interleaved, keep_freed_memory, ratio
 
 
 def gate(case: Case, batch: int, backend: str) -> float:
@@ -55,11 +56,14 @@ def run_layer(cases: list[Case], batch: int, threads: int, backend: str, compile
     return rows
 
 
-def make_row(case: Case, batch: int, threads: int, error: float, flops: int, ms: dict[str, float]) -> dict:
-    ours = ms.pop("hscc")
+def make_row(case: Case, batch: int, threads: int, error: float, flops: int, times: dict[str, list[float]]) -> dict:
     reduction = case.layer.flops(batch) / flops
-    dense = {name: t for name, t in ms.items() if not name.endswith("_chain")}
-    best = min(t for name, t in dense.items() if name.startswith("torch")) / ours
+    ms = {name: statistics.median(rounds) for name, rounds in times.items()}
+    ours = ms.pop("hscc")
+    chains = [name for name in ms if name.endswith("_chain")]
+    own = [name for name in ms if name.startswith("torch") and name not in chains]
+    runtimes = [name for name in ms if name not in own + chains]
+    best = ratio(times, own, "hscc")
     row = {
         "name": case.name,
         "batch": batch,
@@ -74,12 +78,10 @@ def make_row(case: Case, batch: int, threads: int, error: float, flops: int, ms:
         "speedup_over_best_dense": round(best, 3),
         "eta": round(best / reduction, 4),
     }
-    runtimes = [t for name, t in dense.items() if not name.startswith("torch")]
     if runtimes:
-        row["eta_runtimes"] = round(min(runtimes) / ours / reduction, 4)
-    chains = [t for name, t in ms.items() if name.endswith("_chain")]
+        row["eta_runtimes"] = round(ratio(times, runtimes, "hscc") / reduction, 4)
     if chains:
-        row["speedup_over_best_chain"] = round(min(chains) / ours, 3)
+        row["speedup_over_best_chain"] = round(ratio(times, chains, "hscc"), 3)
     return row
 
 

@@ -61,10 +61,13 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int = 15, slice_ms: float = 8.0) -> dict[str, float]:
-    """Median milliseconds of each call; every round gives each one a slice of time in turn, so drift hits all alike.
+def interleaved(
+    calls: dict[str, Callable[[], object]], rounds: int = 15, slice_ms: float = 8.0
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, a median for every round; a round gives each one a slice of time in turn.
 
-    The median is over single calls: what interrupts one call leaves the others as they are.
+    What interrupts one call leaves its slice's median as it is, and what slows the machine for longer slows the whole
+    round: compare calls by :func:`ratio`, round by round.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -73,15 +76,21 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int = 15, slice_
     for _ in range(rounds):
         for name, call in calls.items():
             call()  # its own data back into the caches
-            end = time.perf_counter() + slice_ms / 1e3
+            end, single = time.perf_counter() + slice_ms / 1e3, []
             while True:
                 start = time.perf_counter()
                 call()
                 now = time.perf_counter()
-                times[name].append(now - start)
+                single.append(now - start)
                 if now > end:
                     break
-    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+            times[name].append(1e3 * statistics.median(single))
+    return times
+
+
+def ratio(times: dict[str, list[float]], over: list[str], ours: str) -> float:
+    """How many times faster ``ours`` is than the best of ``over``: the least of their median ratios over the rounds."""
+    return min(statistics.median(a / b for a, b in zip(times[name], times[ours], strict=True)) for name in over)
 
 
 def peak_gflops(threads: int) -> float | None:
