@@ -91,9 +91,12 @@ void check_work(const PlanView& p, int64_t position_count) {
 }  // namespace
 
 PlanView view_plan(const PlanTensors& t) {
-  check_tensor("x", t.x, ScalarType::Float, 4);
-  check_tensor("v", t.v, ScalarType::Float, 2);
-  check_tensor("u", t.u, ScalarType::Float, 1);
+  const ScalarType dtype = t.x.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, "x: got dtype ", int(dtype),
+                  ", expected ", int(ScalarType::Float), " or ", int(ScalarType::BFloat16));
+  check_tensor("x", t.x, dtype, 4);
+  check_tensor("v", t.v, dtype, 2);
+  check_tensor("u", t.u, dtype, 1);
   check_index("positions", t.positions, 1);
   check_index("rows", t.rows, 1);
   check_index("channels", t.channels, 2);
@@ -114,7 +117,8 @@ PlanView view_plan(const PlanTensors& t) {
   p.patch = t.v.size(1), p.pool_rows = t.v.size(0);
   p.work_count = t.work.size(0), p.cluster_total = t.clusters.size(0);
   p.row_total = t.rows.numel(), p.u_size = t.u.numel();
-  p.v = t.v.const_data_ptr<float>(), p.u = t.u.const_data_ptr<float>();
+  p.bfloat16 = dtype == ScalarType::BFloat16;
+  p.v = t.v.const_data_ptr(), p.u = t.u.const_data_ptr();
   p.positions = t.positions.const_data_ptr<int32_t>();
   p.rows = t.rows.const_data_ptr<int32_t>();
   p.channels = t.channels.const_data_ptr<int32_t>();
@@ -128,10 +132,10 @@ PlanView view_plan(const PlanTensors& t) {
   STD_TORCH_CHECK(position_count == p.out_height * p.out_width, "positions: got ", position_count, ", expected ",
                   p.out_height, " x ", p.out_width);
   if (t.bias) {
-    check_tensor("bias", *t.bias, ScalarType::Float, 2);
+    check_tensor("bias", *t.bias, dtype, 2);
     STD_TORCH_CHECK(t.bias->size(0) == p.regions && t.bias->size(1) == p.out_channels, "bias: got ", t.bias->size(0),
                     " x ", t.bias->size(1), ", expected ", p.regions, " x ", p.out_channels);
-    p.bias = t.bias->const_data_ptr<float>();
+    p.bias = t.bias->const_data_ptr();
     p.bias_region_stride = t.bias->stride(0), p.bias_channel_stride = t.bias->stride(1);
   }
   check_range("positions", p.positions, position_count, position_count);

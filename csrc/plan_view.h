@@ -20,24 +20,29 @@ struct Geometry {
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
+// bfloat16 as it is stored; kernels compute in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+
 // Shapes: x (batch, height, width, in_channels), v (pool_rows, patch), out (batch, out_height, out_width,
-// out_channels).
+// out_channels). x, v, u, bias and out hold BFloat16 where ``bfloat16`` says so, else float.
 struct PlanView {
   int64_t batch, height, width, in_channels, out_height, out_width, out_channels;
   int64_t patch, pool_rows, regions, work_count, row_total, cluster_total, u_size;
   Geometry geometry;
-  const float* x;
-  const float* v;
-  const float* u;
-  const float* bias;  // (regions, out_channels) by the strides below, or null
+  const void* x;
+  const void* v;
+  const void* u;
+  const void* bias;  // (regions, out_channels) by the strides below, or null
   int64_t bias_region_stride, bias_channel_stride;
   const int32_t* positions;
   const int32_t* rows;
   const int32_t* channels;
   const WorkItem* work;
   const ClusterItem* clusters;
-  float* out;
-  bool relu;
+  void* out;
+  bool relu, bfloat16;
 };
 
 }  // namespace hscc

@@ -40,8 +40,8 @@ def _cpu_why_not(x: Tensor) -> str | None:
         return _extension.WHY_NOT
     if x.device.type != "cpu":
         return f"cpu needs a tensor on the CPU, got one on {x.device}"
-    if x.dtype != torch.float32:
-        return f"cpu takes float32, got {x.dtype}"
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return f"cpu takes float32 and bfloat16, got {x.dtype}"
     return None
 
 

@@ -31,21 +31,22 @@ inline void reduce(Vec* acc, float* out) {
 
 // A share of the rows that come next, to be fetched into the second-level cache ``step`` numbers at a time: where every
 // region has its own rows, V outgrows that cache and comes from the third level once a tile.
+template <typename T>
 struct Ahead {
-  const float* next;
+  const T* next;
   int64_t step;
 };
 
 // z[n][m] = row n . patch m of a block.
-template <int M, int N>
-void dot_block(const Block& block, const float* const* rows, float* z, Ahead ahead) {
+template <typename T, int M, int N>
+void dot_block(const Block<T>& block, const T* const* rows, float* z, Ahead<T> ahead) {
   Vec acc[N * M];
 #pragma GCC unroll 32
   for (int i = 0; i < N * M; ++i) acc[i] = zero();
-  const float* const* x = block.pointers;
+  const T* const* x = block.pointers;
   const Segment* end = block.segments + block.segment_count;
   for (const Segment* segment = block.segments; segment != end; ++segment, x += block.step) {
-    const float *v[N], *patch[M];
+    const T *v[N], *patch[M];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) v[n] = rows[n] + segment->v_offset;
 #pragma GCC unroll 8
@@ -81,17 +82,18 @@ void dot_block(const Block& block, const float* const* rows, float* z, Ahead ahe
   reduce<N * M>(acc, z);
 }
 
-using DotBlock = void (*)(const Block&, const float* const* rows, float* z, Ahead ahead);
+template <typename T>
+using DotBlock = void (*)(const Block<T>&, const T* const* rows, float* z, Ahead<T> ahead);
 
-template <int M = kPositions, int N = kRows>
-DotBlock select_dot_block(int positions, int rows) {
+template <typename T, int M = kPositions, int N = kRows>
+DotBlock<T> select_dot_block(int positions, int rows) {
   if constexpr (M > 1) {
-    if (positions < M) return select_dot_block<M - 1, N>(positions, rows);
+    if (positions < M) return select_dot_block<T, M - 1, N>(positions, rows);
   }
   if constexpr (N > 1) {
-    if (rows < N) return select_dot_block<M, N - 1>(positions, rows);
+    if (rows < N) return select_dot_block<T, M, N - 1>(positions, rows);
   }
-  return dot_block<M, N>;
+  return dot_block<T, M, N>;
 }
 
 }  // namespace hscc::cpu::HSCC_ISA

@@ -41,6 +41,30 @@ inline void store(float* p, Vec a) {
 inline void store(float* p, Vec a, int64_t n) {
   _mm256_maskstore_ps(p, first(n), a);
 }
+inline Vec load(const BFloat16* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+inline Vec load(const BFloat16* p, int64_t n) {
+  BFloat16 all[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) all[i] = p[i];
+  return load(all);
+}
+inline void store(BFloat16* p, Vec a) {
+  const __m256i bits = _mm256_castps_si256(a), high = _mm256_srli_epi32(bits, 16);
+  const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  const __m256i result = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), quiet, nan);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(result, result), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+inline void store(BFloat16* p, Vec a, int64_t n) {
+  BFloat16 all[kLanes];
+  store(all, a);
+  for (int64_t i = 0; i < n; ++i) p[i] = all[i];
+}
 // One load into a register, where the compiler would rather repeat the memory operand in every use.
 inline void pin(Vec& a) {
   __asm__("" : "+x"(a));

@@ -41,6 +41,19 @@ inline void store(float* p, Vec a) {
 inline void store(float* p, Vec a, int64_t n) {
   _mm512_mask_storeu_ps(p, first(n), a);
 }
+inline Vec load(const BFloat16* p, int64_t n = kLanes) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline void store(BFloat16* p, Vec a, int64_t n = kLanes) {
+  const __m512i bits = _mm512_castps_si512(a), high = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+  const __m512i result = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, quiet);
+  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(result));
+}
 // One load into a register, where the compiler would rather repeat the memory operand in every use.
 inline void pin(Vec& a) {
   __asm__("" : "+v"(a));

@@ -1,6 +1,6 @@
-#include "kernel.h"
-
 #define HSCC_ISA portable
+
+#include "element.h"
 
 namespace hscc::cpu::HSCC_ISA {
 
@@ -30,6 +30,14 @@ inline void store(float* p, Vec a) {
 }
 inline void store(float* p, Vec a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = a[i];
+}
+inline Vec load(const BFloat16* p, int64_t n = kLanes) {
+  Vec a{};
+  for (int64_t i = 0; i < n; ++i) a[i] = get(p + i);
+  return a;
+}
+inline void store(BFloat16* p, Vec a, int64_t n = kLanes) {
+  for (int64_t i = 0; i < n; ++i) put(p + i, a[i]);
 }
 inline void pin(Vec&) {}
 inline Vec add(Vec a, Vec b) {

@@ -108,8 +108,8 @@ Tensor lowrank_conv2d(const Tensor& x, const Tensor& v, const Tensor& u, const s
                                     x.layout(), x.device(), false, MemoryFormat::ChannelsLast);
   if (out.numel() == 0) return out;
   const Tensor x_nhwc = is_nhwc(x) ? x : torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
-  plan.x = x_nhwc.const_data_ptr<float>();
-  plan.out = out.mutable_data_ptr<float>();
+  plan.x = x_nhwc.const_data_ptr();
+  plan.out = out.mutable_data_ptr();
 
   const auto shares = cut(plan, std::max<int64_t>(1, torch::stable::get_num_threads()));
   torch::stable::parallel_for(0, int64_t(shares.size()), 1, [&](int64_t begin, int64_t end) {

@@ -6,7 +6,7 @@
 // Runs too short for the vectors, as those of a first layer, are copied together: one segment, the whole patch.
 #pragma once
 
-#include "kernel.h"
+#include "element.h"
 
 namespace hscc::cpu::HSCC_ISA {
 
@@ -31,18 +31,20 @@ struct Segment {
 };
 
 // Positions [first, first + positions) of a tile. Segment i finds its pointers, one a patch, at pointers + i * step.
+template <typename T>
 struct Block {
   int first, positions;
   const Segment* segments;
   int64_t segment_count;
-  const float* const* pointers;
+  const T* const* pointers;
   int64_t step;
 };
 
 // Corners of a tile's patches: image row and column, and the offset in x that they have, or would have if not inside.
+template <typename T>
 struct Corners {
   int64_t top[kTile + kSlots], left[kTile + kSlots], offset[kTile + kSlots];
-  const float* inside[kTile + kSlots];  // where the patch starts, null where it crosses the border
+  const T* inside[kTile + kSlots];  // where the patch starts, null where it crosses the border
 };
 
 // Taps [begin, begin + count) of a kernel row, inside the image's columns for the same positions of a block.
@@ -52,8 +54,8 @@ struct Run {
 };
 
 // Copies ``count`` runs of N vectors, the last one not full, to follow each other; spoils up to a vector behind them.
-template <int N>
-void copy_rows(float* to, const float* from, int64_t run, int64_t step, int64_t count) {
+template <typename T, int N>
+void copy_rows(T* to, const T* from, int64_t run, int64_t step, int64_t count) {
   const int64_t last = run - (N - 1) * kLanes;
   for (int64_t i = 0; i < count; ++i, to += run, from += step) {
 #pragma GCC unroll 4
@@ -62,14 +64,15 @@ void copy_rows(float* to, const float* from, int64_t run, int64_t step, int64_t 
   }
 }
 
-using CopyRows = void (*)(float*, const float*, int64_t, int64_t, int64_t);
+template <typename T>
+using CopyRows = void (*)(T*, const T*, int64_t, int64_t, int64_t);
 
-template <int N = kShortRun / kLanes>
-CopyRows select_copy_rows(int64_t run) {
+template <typename T, int N = kShortRun / kLanes>
+CopyRows<T> select_copy_rows(int64_t run) {
   if constexpr (N > 1) {
-    if (run <= (N - 1) * kLanes) return select_copy_rows<N - 1>(run);
+    if (run <= (N - 1) * kLanes) return select_copy_rows<T, N - 1>(run);
   }
-  return copy_rows<N>;
+  return copy_rows<T, N>;
 }
 
 inline int64_t packed_length(const PlanView& plan) {
@@ -80,17 +83,19 @@ inline bool packs(const PlanView& plan) {
   return g.kernel_h > 1 && g.dilation_w == 1 && g.kernel_w * plan.in_channels < kShortRun && plan.patch <= kMostPacked;
 }
 
+template <typename T>
 class PatchBuilder {
  public:
   // Memory for ``taps`` segments and ``kernel_w`` runs; without rows none, as no patch is ever read.
-  PatchBuilder(const PlanView& plan, const float* zeros, Segment* inside, Run* runs)
+  PatchBuilder(const PlanView& plan, const T* zeros, Segment* inside, Run* runs)
       : plan_(plan),
+        x_(static_cast<const T*>(plan.x)),
         g_(plan.geometry),
         zeros_(zeros),
+        whole_{0, plan.patch, 0},
+        copy_rows_(select_copy_rows<T>(plan.geometry.kernel_w * plan.in_channels)),
         inside_(inside),
         runs_(runs),
-        whole_{0, plan.patch, 0},
-        copy_rows_(select_copy_rows(plan.geometry.kernel_w * plan.in_channels)),
         columns_(1.0 / double(plan.out_width)) {
     row_step_ = plan.width * plan.in_channels;
     image_step_ = plan.height * row_step_;
@@ -107,13 +112,13 @@ class PatchBuilder {
   }
 
   // Corners of some output positions of one image.
-  void locate(int64_t image, const int32_t* positions, int64_t count, Corners& corners, int64_t slot) const {
+  void locate(int64_t image, const int32_t* positions, int64_t count, Corners<T>& corners, int64_t slot) const {
     const int64_t last_top = plan_.height - (g_.kernel_h - 1) * g_.dilation_h;
     const int64_t last_left = plan_.width - (g_.kernel_w - 1) * g_.dilation_w;
     const int64_t stride_h = g_.stride_h, stride_w = g_.stride_w, pad_h = g_.pad_h, pad_w = g_.pad_w;
     const int64_t out_width = plan_.out_width, in_channels = plan_.in_channels, row_step = row_step_;
     const int64_t image_offset = image * image_step_;
-    const float* x = plan_.x;
+    const T* x = x_;
     const double columns = columns_;
     for (int64_t m = 0; m < count; ++m) {
       const int64_t row = int64_t((double(positions[m]) + 0.5) * columns), column = positions[m] - row * out_width;
@@ -128,27 +133,27 @@ class PatchBuilder {
   }
 
   // Copies the patches of a block together: ``packed_length`` numbers a position, the last of them of no meaning.
-  void pack(Block& block, const Corners& corners, float* to, const float** pointers) const {
+  void pack(Block<T>& block, const Corners<T>& corners, T* to, const T** pointers) const {
     const int64_t channels = plan_.in_channels, length = packed_length(plan_), run = g_.kernel_w * channels;
     for (int m = 0; m < block.positions; ++m, to += length) {
       const int64_t slot = block.first + m, left = corners.left[slot];
       const int64_t begin = smaller(larger(-left, 0), g_.kernel_w) * channels;
       const int64_t end = larger(begin, smaller(g_.kernel_w, plan_.width - left) * channels);
       pointers[m] = to;
-      if (const float* inside = corners.inside[slot]) {
+      if (const T* inside = corners.inside[slot]) {
         copy_rows_(to, inside, run, g_.dilation_h * row_step_, g_.kernel_h);
         continue;
       }
       for (int64_t i = 0; i < g_.kernel_h; ++i) {
-        float* p = to + i * run;
+        T* p = to + i * run;
         const int64_t shift = i * g_.dilation_h;
         if (uint64_t(corners.top[slot] + shift) >= uint64_t(plan_.height)) {
           fill(p, run);
           continue;
         }
         fill(p, begin);
-        select_copy_rows(end - begin)(p + begin, plan_.x + (corners.offset[slot] + shift * row_step_ + begin),
-                                      end - begin, 0, 1);
+        select_copy_rows<T>(end - begin)(p + begin, x_ + (corners.offset[slot] + shift * row_step_ + begin),
+                                         end - begin, 0, 1);
         fill(p + end, run - end);
       }
     }
@@ -159,7 +164,7 @@ class PatchBuilder {
   }
 
   // ``own`` and ``pointers`` are memory for a border block: as many segments as the kernel has taps.
-  void build(Block& block, const Corners& corners, Segment* own, const float** pointers) {
+  void build(Block<T>& block, const Corners<T>& corners, Segment* own, const T** pointers) {
     bool inside = true;
     for (int m = 0; m < block.positions; ++m) inside &= corners.inside[block.first + m] != nullptr;
     if (inside) {
@@ -176,7 +181,7 @@ class PatchBuilder {
   }
 
  private:
-  int64_t build_border(const Block& block, const Corners& corners, Segment* segments, const float** pointers) {
+  int64_t build_border(const Block<T>& block, const Corners<T>& corners, Segment* segments, const T** pointers) {
     const uint32_t all = (1u << block.positions) - 1;
     int64_t run_count = 0;
     for (int64_t j = 0; j < g_.kernel_w; ++j) {
@@ -202,8 +207,8 @@ class PatchBuilder {
     return count;
   }
 
-  static void fill(float* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = 0;
+  static void fill(T* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = T{};
   }
 
   // Bit m: whether 0 <= at[m] + shift < bound.
@@ -216,17 +221,18 @@ class PatchBuilder {
     return uint32_t(bits);
   }
 
-  void point(const int64_t* offset, int64_t shift, uint64_t valid, const float** pointers) const {
-    const float *x = plan_.x + shift, *zeros = zeros_;
+  void point(const int64_t* offset, int64_t shift, uint64_t valid, const T** pointers) const {
+    const T *x = x_ + shift, *zeros = zeros_;
 #pragma GCC unroll 1
     for (uint64_t m = 0; m < kSlots; ++m) pointers[m] = (valid >> m) & 1 ? x + offset[m] : zeros;
   }
 
   const PlanView& plan_;
+  const T* x_;
   const Geometry& g_;
-  const float* zeros_;  // as many as a kernel row has
+  const T* zeros_;  // as many as a kernel row has
   const Segment whole_;
-  const CopyRows copy_rows_;
+  const CopyRows<T> copy_rows_;
   Segment* inside_;  // those of every patch inside the image
   Run* runs_;
   const double columns_;  // 1 / out_width: a product in double gives a position's row exactly

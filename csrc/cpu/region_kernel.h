@@ -36,37 +36,44 @@ class Arena {
   size_t used_ = 0;
 };
 
+template <typename T>
 struct Buffers {
-  const float** pointers = nullptr;
+  const T** pointers = nullptr;
   Segment *segments = nullptr, *inside = nullptr;
   Run* runs = nullptr;
-  float *zeros = nullptr, *z = nullptr, *packed = nullptr, *y, *bias;
+  T *zeros = nullptr, *packed = nullptr, *y;
+  float *z = nullptr, *bias;
   int32_t* inverse;
 
   Buffers(Arena& arena, const PlanView& plan, int64_t max_rows) {
     if (max_rows > 0) {  // without rows no patch is read, and nothing bounds the size of one
       const int64_t taps = plan.geometry.kernel_h * plan.geometry.kernel_w;
-      pointers = arena.take<const float*>(kMaxBlocks * taps * kSlots);
+      pointers = arena.take<const T*>(kMaxBlocks * taps * kSlots);
       segments = arena.take<Segment>(kMaxBlocks * taps);
       inside = arena.take<Segment>(taps);
       runs = arena.take<Run>(plan.geometry.kernel_w);
-      zeros = arena.take<float>(plan.geometry.kernel_w * plan.in_channels);
+      zeros = arena.take<T>(plan.geometry.kernel_w * plan.in_channels);
       z = arena.take<float>(kTile * max_rows);
-      if (packs(plan)) packed = arena.take<float>(kPositions * packed_length(plan));
+      if (packs(plan)) packed = arena.take<T>(kPositions * packed_length(plan));
     }
-    y = arena.take<float>(kTile * plan.out_channels);
+    y = arena.take<T>(kTile * plan.out_channels);
     bias = arena.take<float>(plan.out_channels);
     inverse = arena.take<int32_t>(plan.out_channels);
   }
 };
 
+template <typename T>
 class RegionKernel {
  public:
-  RegionKernel(const PlanView& plan, const Buffers& buffers, PatchBuilder& patches)
-      : plan_(plan), b_(buffers), patches_(patches) {
+  RegionKernel(const PlanView& plan, const Buffers<T>& buffers, PatchBuilder<T>& patches)
+      : plan_(plan),
+        v_(static_cast<const T*>(plan.v)),
+        u_(static_cast<const T*>(plan.u)),
+        b_(buffers),
+        patches_(patches) {
     for (int m = 0; m < kPositions; ++m) {
-      for (int n = 0; n < kRows; ++n) dot_block_[m][n] = select_dot_block(m + 1, n + 1);
-      for (int n = 0; n < kVectors; ++n) expand_block_[m][n] = select_expand_block(m + 1, n + 1);
+      for (int n = 0; n < kRows; ++n) dot_block_[m][n] = select_dot_block<T>(m + 1, n + 1);
+      for (int n = 0; n < kVectors; ++n) expand_block_[m][n] = select_expand_block<T>(m + 1, n + 1);
     }
   }
 
@@ -84,9 +91,9 @@ class RegionKernel {
   void enter(const WorkItem& item) {
     item_ = &item;
     const int32_t* order = plan_.channels + item.region * plan_.out_channels;
-    const float* bias = plan_.bias ? plan_.bias + item.region * plan_.bias_region_stride : nullptr;
+    const T* bias = plan_.bias ? static_cast<const T*>(plan_.bias) + item.region * plan_.bias_region_stride : nullptr;
     for (int64_t c = 0; c < plan_.out_channels; ++c) {
-      b_.bias[c] = bias ? bias[order[c] * plan_.bias_channel_stride] : 0;
+      b_.bias[c] = bias ? get(bias + order[c] * plan_.bias_channel_stride) : 0;
       b_.inverse[c] = 0;
     }
     permuted_ = false;
@@ -116,7 +123,7 @@ class RegionKernel {
       const int32_t* positions = plan_.positions + item_->position_start + i;
       const int64_t count = smaller(item_->position_count - i, end - begin - m);
       for (int64_t k = 0; k < count; ++k) {
-        out_[m + k] = plan_.out + image * image_size + positions[k] * plan_.out_channels;
+        out_[m + k] = static_cast<T*>(plan_.out) + image * image_size + positions[k] * plan_.out_channels;
         target_[m + k] = permuted_ ? b_.y + (m + k) * plan_.out_channels : out_[m + k];
       }
       if (item_->row_count > 0) patches_.locate(image, positions, count, corners_, m);
@@ -126,7 +133,7 @@ class RegionKernel {
     const Parts parts(end - begin, kPositions);
     block_count_ = int(parts.count);
     for (int b = 0; b < block_count_; ++b) {
-      Block& block = blocks_[b];
+      Block<T>& block = blocks_[b];
       block.first = int(parts.begin(b));
       block.positions = int(parts.begin(b + 1)) - block.first;
       if (item_->row_count == 0 || b_.packed) continue;
@@ -135,7 +142,7 @@ class RegionKernel {
   }
 
   // Z of a block is (rows, positions of the block); blocks follow each other.
-  float* z(const Block& block, int64_t row) const {
+  float* z(const Block<T>& block, int64_t row) const {
     return b_.z + int64_t(block.first) * item_->row_count + row * block.positions;
   }
 
@@ -155,14 +162,14 @@ class RegionKernel {
   void dot(const Parts& parts, int64_t r, int first, int last) {
     const int32_t* order = plan_.rows + item_->row_start;
     const int64_t begin = parts.begin(r), count = parts.begin(r + 1) - begin;
-    const float* rows[kRows];
-    for (int64_t n = 0; n < count; ++n) rows[n] = plan_.v + order[begin + n] * plan_.patch;
+    const T* rows[kRows];
+    for (int64_t n = 0; n < count; ++n) rows[n] = v_ + order[begin + n] * plan_.patch;
     // The rows that follow, taken to be neighbours in v: if they are not, prefetching in vain does no harm.
     const int64_t next_count = r + 1 < parts.count ? parts.begin(r + 2) - parts.begin(r + 1) : 0;
-    Ahead ahead{next_count ? plan_.v + order[begin + count] * plan_.patch : rows[0],
-                next_count * kLanes / (last - first)};
+    Ahead<T> ahead{next_count ? v_ + order[begin + count] * plan_.patch : rows[0],
+                   next_count * kLanes / (last - first)};
     for (int b = first; b < last; ++b) {
-      const Block& block = blocks_[b];
+      const Block<T>& block = blocks_[b];
       dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), ahead);
       ahead.next += next_count * plan_.patch / (last - first);
     }
@@ -174,10 +181,10 @@ class RegionKernel {
       const ClusterItem& c = plan_.clusters[item_->cluster_start + k];
       if (c.channel_count == 0) continue;
       const int64_t offset = permuted_ ? c.channel_start : order[c.channel_start];
-      Cluster cluster{plan_.u + c.u_start, b_.bias + c.channel_start, c.rank, c.channel_count, plan_.relu};
+      Cluster<T> cluster{u_ + c.u_start, b_.bias + c.channel_start, c.rank, c.channel_count, plan_.relu};
       if (c.u_start == kDense) {
         for (int b = 0; b < block_count_; ++b) {
-          const Block& block = blocks_[b];
+          const Block<T>& block = blocks_[b];
           copy_block(cluster, z(block, c.row_start), block.positions, target_ + block.first, offset);
         }
         continue;
@@ -186,10 +193,10 @@ class RegionKernel {
       for (int64_t i = 0; i < panels.count; ++i) {
         const int64_t begin = panels.begin(i), vectors = panels.begin(i + 1) - begin;
         const int64_t start = begin * kLanes, last = smaller(c.channel_count - start - (vectors - 1) * kLanes, kLanes);
-        cluster.u = plan_.u + c.u_start + start;
+        cluster.u = u_ + c.u_start + start;
         cluster.bias = b_.bias + c.channel_start + start;
         for (int b = 0; b < block_count_; ++b) {
-          const Block& block = blocks_[b];
+          const Block<T>& block = blocks_[b];
           expand_block_[block.positions - 1][vectors - 1](cluster, z(block, c.row_start), target_ + block.first,
                                                           offset + start, last);
         }
@@ -199,41 +206,50 @@ class RegionKernel {
 
   void permute(int positions) {
     for (int m = 0; m < positions; ++m) {
-      for (int64_t c = 0; c < plan_.out_channels; c += kLanes) {
-        const int64_t n = smaller(plan_.out_channels - c, kLanes);
-        store(out_[m] + c, gather(target_[m], b_.inverse + c, n), n);
+      if constexpr (sizeof(T) == sizeof(float)) {
+        for (int64_t c = 0; c < plan_.out_channels; c += kLanes) {
+          const int64_t n = smaller(plan_.out_channels - c, kLanes);
+          store(out_[m] + c, gather(target_[m], b_.inverse + c, n), n);
+        }
+      } else {
+        for (int64_t c = 0; c < plan_.out_channels; ++c) out_[m][c] = target_[m][b_.inverse[c]];
       }
     }
   }
 
   const PlanView& plan_;
-  const Buffers& b_;
-  PatchBuilder& patches_;
+  const T *v_, *u_;
+  const Buffers<T>& b_;
+  PatchBuilder<T>& patches_;
   const WorkItem* item_ = nullptr;
   bool permuted_ = false;
   int block_count_ = 0;
-  Corners corners_{};
-  Block blocks_[kMaxBlocks];
-  float* out_[kTile];
-  float* target_[kTile];
-  DotBlock dot_block_[kPositions][kRows];
-  ExpandBlock expand_block_[kPositions][kVectors];
+  Corners<T> corners_{};
+  Block<T> blocks_[kMaxBlocks];
+  T* out_[kTile];
+  T* target_[kTile];
+  DotBlock<T> dot_block_[kPositions][kRows];
+  ExpandBlock<T> expand_block_[kPositions][kVectors];
 };
 
-inline void run(const PlanView& plan, const Span* spans, int64_t span_count) {
+template <typename T>
+void run_as(const PlanView& plan, const Span* spans, int64_t span_count) {
   int64_t max_rows = 0;
   for (int64_t s = 0; s < span_count; ++s) {
     if (spans[s].item->row_count > max_rows) max_rows = spans[s].item->row_count;
   }
   Arena measure(nullptr);
-  Buffers(measure, plan, max_rows);
+  Buffers<T>(measure, plan, max_rows);
   Arena arena(thread_scratch(measure.used()));
-  const Buffers buffers(arena, plan, max_rows);
-  if (max_rows > 0)
-    __builtin_memset(buffers.zeros, 0, size_t(plan.geometry.kernel_w * plan.in_channels) * sizeof(float));
-  PatchBuilder patches(plan, buffers.zeros, buffers.inside, buffers.runs);
-  RegionKernel kernel(plan, buffers, patches);
+  const Buffers<T> buffers(arena, plan, max_rows);
+  if (max_rows > 0) __builtin_memset(buffers.zeros, 0, size_t(plan.geometry.kernel_w * plan.in_channels) * sizeof(T));
+  PatchBuilder<T> patches(plan, buffers.zeros, buffers.inside, buffers.runs);
+  RegionKernel<T> kernel(plan, buffers, patches);
   for (int64_t s = 0; s < span_count; ++s) kernel.run(spans[s]);
+}
+
+inline void run(const PlanView& plan, const Span* spans, int64_t span_count) {
+  (plan.bfloat16 ? run_as<BFloat16> : run_as<float>)(plan, spans, span_count);
 }
 
 }  // namespace hscc::cpu::HSCC_ISA

@@ -8,20 +8,21 @@
 namespace hscc::cpu::HSCC_ISA {
 
 // Where a block's results go: channel c of its position m to out[m][c].
+template <typename T>
 struct Cluster {
-  const float* u;     // (rank, stride), the first of the columns wanted
+  const T* u;         // (rank, stride), the first of the columns wanted
   const float* bias;  // a value a column
   int64_t rank, stride;
   bool relu;
 };
 
 // N vectors of channels, the last of ``last`` lanes, for M positions; z is (rank, M).
-template <int M, int N>
-void expand_block(const Cluster& cluster, const float* z, float* const* out, int64_t offset, int64_t last) {
+template <typename T, int M, int N>
+void expand_block(const Cluster<T>& cluster, const float* z, T* const* out, int64_t offset, int64_t last) {
   Vec acc[M * N];
 #pragma GCC unroll 32
   for (int i = 0; i < M * N; ++i) acc[i] = zero();
-  const float* u = cluster.u;
+  const T* u = cluster.u;
   for (int64_t k = 0; k < cluster.rank; ++k, u += cluster.stride, z += M) {
     Vec b[N];
 #pragma GCC unroll 8
@@ -47,32 +48,34 @@ void expand_block(const Cluster& cluster, const float* z, float* const* out, int
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    float* p = out[m] + offset;
+    T* p = out[m] + offset;
 #pragma GCC unroll 8
     for (int n = 0; n + 1 < N; ++n) store(p + n * kLanes, acc[m * N + n]);
     store(p + (N - 1) * kLanes, acc[m * N + N - 1], last);
   }
 }
 
-using ExpandBlock = void (*)(const Cluster&, const float*, float* const*, int64_t, int64_t);
+template <typename T>
+using ExpandBlock = void (*)(const Cluster<T>&, const float*, T* const*, int64_t, int64_t);
 
-template <int M = kPositions, int N = kVectors>
-ExpandBlock select_expand_block(int positions, int vectors) {
+template <typename T, int M = kPositions, int N = kVectors>
+ExpandBlock<T> select_expand_block(int positions, int vectors) {
   if constexpr (M > 1) {
-    if (positions < M) return select_expand_block<M - 1, N>(positions, vectors);
+    if (positions < M) return select_expand_block<T, M - 1, N>(positions, vectors);
   }
   if constexpr (N > 1) {
-    if (vectors < N) return select_expand_block<M, N - 1>(positions, vectors);
+    if (vectors < N) return select_expand_block<T, M, N - 1>(positions, vectors);
   }
-  return expand_block<M, N>;
+  return expand_block<T, M, N>;
 }
 
 // A dense cluster: its rows of z are the outputs.
-inline void copy_block(const Cluster& cluster, const float* z, int positions, float* const* out, int64_t offset) {
+template <typename T>
+void copy_block(const Cluster<T>& cluster, const float* z, int positions, T* const* out, int64_t offset) {
   for (int m = 0; m < positions; ++m) {
     for (int64_t c = 0; c < cluster.rank; ++c) {
       const float y = z[c * positions + m] + cluster.bias[c];
-      out[m][offset + c] = cluster.relu && y <= 0 ? 0 : y;
+      put(out[m] + offset + c, cluster.relu && y <= 0 ? 0 : y);
     }
   }
 }

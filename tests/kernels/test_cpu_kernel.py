@@ -20,11 +20,28 @@ import sys, torch
 from hscc_kernels import lowrank_conv2d, testing
 assert torch.ops.hscc._build_info() == "cpu: " + sys.argv[1]
 for case in testing.CASES:
-    x, plan, bias = testing.make_inputs(case, torch.float32)
-    got = lowrank_conv2d(x, plan, bias, activation=case.activation, backend="cpu")
-    refs = [f(x, plan, bias, case.activation) for f in (testing.plain, testing.exact)]
-    ratio = testing.error_ratio(got, *refs)
-    assert ratio <= 1, (case.name, ratio)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, plan, bias = testing.make_inputs(case, dtype)
+        got = lowrank_conv2d(x, plan, bias, activation=case.activation, backend="cpu")
+        refs = [f(x, plan, bias, case.activation) for f in (testing.plain, testing.exact)]
+        ratio = testing.error_ratio(got, *refs)
+        assert ratio <= 1, (case.name, dtype, ratio)
+"""
+# y = x + b, which bfloat16 cannot hold: rounded once, as PyTorch's cast of the float32 sum.
+CHECK_ROUNDING = """
+import sys, torch
+from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d
+every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+x = torch.where(every.isfinite(), every, 0).view(1, 1, 256, 256).contiguous(memory_format=torch.channels_last)
+for channels in (torch.arange(1), torch.arange(21)):  # without and with whole vectors
+    dense = RegionFactors(channels, (ClusterFactors(channels, 0, None),))
+    v = torch.ones(len(channels), 1).bfloat16()
+    plan = PackedPlan.pack(v, (dense,), torch.zeros(256, 256, dtype=torch.int64), Geometry((1, 1)))
+    bias = torch.tensor([0.0, 0.3, 1.7]).bfloat16().repeat(7)[: len(channels)]
+    got = lowrank_conv2d(x, plan, bias, backend="cpu")
+    expected = (x.float() + bias.float()[:, None, None]).bfloat16()
+    assert torch.equal(got, expected), (got - expected).abs().max()
+    assert lowrank_conv2d(torch.full_like(x, float("nan")), plan, bias, backend="cpu").isnan().all()
 """
 
 
@@ -57,10 +74,20 @@ def call(inputs: testing.Inputs, **changes):
     return torch.ops.hscc.lowrank_conv2d_cpu(*{**dict(zip(names, values, strict=True)), **changes}.values())
 
 
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_bfloat16_is_rounded_as_pytorch_does(isa):
+    """Every finite bfloat16 plus a bias is rounded once, ties to even; NaN stays NaN."""
+    done = run_python(CHECK_ROUNDING, isa, HSCC_CPU_ISA=isa)
+    if "does not support" in done.stderr:
+        pytest.skip(f"this machine has no {isa}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", testing.CASES, ids=lambda case: case.name)
-def test_every_element_is_written(case):
+def test_every_element_is_written(case, dtype):
     """The output is new memory: an allocation of its size, poisoned and freed, is the likeliest place for it."""
-    x, plan, bias = testing.make_inputs(case, torch.float32)
+    x, plan, bias = testing.make_inputs(case, dtype)
     expected = lowrank_conv2d(x, plan, bias, activation=case.activation, backend="cpu")
     for _ in range(3):
         poison = torch.full_like(expected, float("nan"))

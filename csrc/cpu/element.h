@@ -1,0 +1,30 @@
+// Single numbers as tensors store them. Included once for every instruction set.
+#pragma once
+
+#include <cstring>
+
+#include "kernel.h"
+
+namespace hscc::cpu::HSCC_ISA {
+
+inline float get(const float* p) {
+  return *p;
+}
+inline void put(float* p, float a) {
+  *p = a;
+}
+
+inline float get(const BFloat16* p) {
+  const uint32_t bits = uint32_t(p->bits) << 16;
+  float a;
+  std::memcpy(&a, &bits, sizeof a);
+  return a;
+}
+// To the nearest, ties to even; NaN stays NaN.
+inline void put(BFloat16* p, float a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a, sizeof bits);
+  p->bits = uint16_t(a != a ? (bits >> 16) | 0x40 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+}  // namespace hscc::cpu::HSCC_ISA
