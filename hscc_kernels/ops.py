@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _extension, reference  # noqa: F401  (the extension registers its kernels when it loads)
+from . import _extension, backward, reference  # noqa: F401  (the extension registers its kernels when it loads)
 from .plan import Geometry
 
 BACKENDS = ("triton", "cpu", "reference")
@@ -39,7 +39,8 @@ def _fake(x, v, u, bias, positions, rows, channels, work, clusters, geometry: Se
 
 def _backward_fake(grad, x, v, u, y, positions, rows, channels, work, clusters, geometry, activation, needs):
     shapes = (x.shape, v.shape, u.shape, channels.shape)
-    return tuple(x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
+    d_x, *rest = (x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
+    return d_x.contiguous(memory_format=torch.channels_last) if needs[0] else d_x, *rest
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -65,11 +66,6 @@ def _reference(*args) -> Tensor:
     return reference.lowrank_conv2d(*args).contiguous(memory_format=torch.channels_last)
 
 
-def _reference_backward(grad, x, *args) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_x, *rest = reference.lowrank_conv2d_backward(grad, x, *args)
-    return d_x.contiguous(), *rest
-
-
 def _triton(*args) -> Tensor:
     from .triton_kernels.lowrank_conv2d import lowrank_conv2d
 
@@ -87,7 +83,7 @@ def _register() -> None:
     name = "hscc::lowrank_conv2d_backward"
     torch.library.define(name, _BACKWARD_SCHEMA)
     torch.library.register_fake(name, _backward_fake)
-    torch.library.impl(name, "default", _reference_backward)
+    torch.library.impl(name, "default", backward.lowrank_conv2d_backward)
     torch.library.register_autograd(name, _refuse_double_backward, setup_context=lambda ctx, inputs, output: None)
 
 

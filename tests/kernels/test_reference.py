@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, reference
+from hscc_kernels.backward import lowrank_conv2d_backward
 from hscc_kernels.testing import CASES, make_inputs, plain
 
 GEOMETRIES = [
@@ -66,7 +67,7 @@ def test_each_region_is_its_own_dense_convolution(case) -> None:
         torch.testing.assert_close(got.flatten(2)[..., place], dense.flatten(2)[..., place])
 
 
-@pytest.mark.parametrize("case", SMALL, ids=names)
+@pytest.mark.parametrize("case", CASES, ids=names)
 def test_backward_formula_is_the_derivative(case) -> None:
     x, plan, bias = make_inputs(case, torch.float64)
     bias = torch.zeros(plan.regions, case.out_channels).double() if bias is None else bias.expand(plan.regions, -1)
@@ -75,7 +76,7 @@ def test_backward_formula_is_the_derivative(case) -> None:
     y = call(leaves[0], leafy, leaves[3], case.activation)
     grad = torch.randn_like(y)
     expected = torch.autograd.grad(y, leaves, grad, allow_unused=True)
-    got = reference.lowrank_conv2d_backward(
+    got = lowrank_conv2d_backward(
         grad, x, plan.v, plan.u, y.detach(), *plan.tensors, plan.geometry.flat(), case.activation, [True] * 4
     )
     for mine, theirs, leaf in zip(got, expected, leaves, strict=True):
@@ -87,9 +88,7 @@ def test_backward_skips_what_is_not_needed() -> None:
     y = plain(x, plan, bias, "none")
     for index in range(4):
         needs = [i == index for i in range(4)]
-        grads = reference.lowrank_conv2d_backward(
-            y, x, plan.v, plan.u, y, *plan.tensors, plan.geometry.flat(), "none", needs
-        )
+        grads = lowrank_conv2d_backward(y, x, plan.v, plan.u, y, *plan.tensors, plan.geometry.flat(), "none", needs)
         assert [g.numel() > 0 for g in grads] == needs
 
 
