@@ -139,6 +139,26 @@ def test_gradients(case, dtype: torch.dtype, poison) -> None:
     assert max(ratios.values()) <= 1, ratios
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_kept_in_16_bits_are_seen(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    dot, kept = interpreter.InterpreterBuilder.create_dot, torch.float16 if dtype == torch.float16 else torch.bfloat16
+
+    def create_dot(self, *operands):
+        sums = torch.from_numpy(dot(self, *operands).data).to(kept).float()
+        return interpreter.TensorHandle(sums.numpy(), tl.float32)
+
+    assert ratio(CASES["first layer"], dtype, config=LARGE._replace(BK=16)) <= 1
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    assert ratio(CASES["first layer"], dtype, config=LARGE._replace(BK=16)) > 1
+
+
+def test_dropped_bits_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the interpreter rounds to bfloat16 before its correction."""
+    assert ratio(CASES["no bias"], torch.bfloat16, config=LARGE) <= 1
+    monkeypatch.setattr(triton_interpreter, "round_to_bfloat16", lambda x: (x.view(np.uint32) >> 16).astype(np.uint16))
+    assert ratio(CASES["no bias"], torch.bfloat16, config=LARGE) > 1
+
+
 @pytest.mark.parametrize("config", sorted({*configs.HALF, *configs.HOPPER, *configs.SCATTERED}), ids=str)
 def test_every_tile(config: Config, poison) -> None:
     """Ranks above and below the window, several clusters and regions, tiles that end inside an image."""
