@@ -37,6 +37,8 @@ def lowrank_conv2d(
     Raises:
         TypeError, ValueError: an argument does not fit; the text gives got and expected.
         BackendUnavailable: the named backend cannot run this call.
+        RuntimeError: under ``torch.func.grad``, which takes no op of torch.library; ``torch.func.vmap`` works, and for
+            gradients ``torch.autograd.grad``.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x: got {type(x).__name__}, expected a torch.Tensor")

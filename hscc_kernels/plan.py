@@ -130,14 +130,12 @@ class PackedPlan(NamedTuple):
         for region, part in enumerate(regions):
             macs = part.rows.numel() * v.shape[1]
             table.append([region, 0, 0, sum(map(len, rows)), len(part.rows), len(clusters), len(part.clusters)])
-            start = 0
-            for cluster in part.clusters:
+            start, ordered = 0, [_in_order(cluster) for cluster in part.clusters]
+            for cluster in ordered:
                 count = len(cluster.channels)
                 if cluster.u is None:
                     rank, u_start = count, DENSE
                 else:
-                    if cluster.u.shape[0] != count:
-                        raise ValueError(f"U of a cluster: got {tuple(cluster.u.shape)}, expected ({count}, rank)")
                     rank, u_start = cluster.u.shape[1], sum(map(len, u))
                     u.append(cluster.u.T.reshape(-1))
                     macs += count * rank
@@ -145,7 +143,7 @@ class PackedPlan(NamedTuple):
                 start += count
             table[-1].append(macs)
             rows.append(part.rows)
-            channels.append(torch.cat([c.channels for c in part.clusters]))
+            channels.append(torch.cat([c.channels for c in ordered]))
         if len({len(c) for c in channels}) != 1:
             raise ValueError(f"clusters: got {[len(c) for c in channels]} channels in the regions, expected equal")
         index = {"dtype": torch.int32, "device": v.device}
@@ -249,6 +247,16 @@ class PackedPlan(NamedTuple):
             else:
                 fits = c.u_start >= 0 and c.u_start + c.rank * c.channel_count <= self.u.numel()
                 _expect("clusters", fits, c, f"a U block within {self.u.numel()} values")
+
+
+def _in_order(cluster: ClusterFactors) -> ClusterFactors:
+    """The cluster with its channels ascending, so that neighbours are stored together; a dense one keeps its rows."""
+    if cluster.u is None:
+        return cluster
+    if cluster.u.shape[0] != len(cluster.channels):
+        raise ValueError(f"U of a cluster: got {tuple(cluster.u.shape)}, expected ({len(cluster.channels)}, rank)")
+    order = cluster.channels.argsort()
+    return cluster._replace(channels=cluster.channels[order], u=cluster.u[order])
 
 
 def _expect(name: str, ok: bool, got: object, expected: object) -> None:

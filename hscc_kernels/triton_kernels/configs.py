@@ -32,7 +32,8 @@ class Config(NamedTuple):
 class Problem(NamedTuple):
     """What the host knows of a call without reading a tensor.
 
-    pairs: images times positions. wide: offsets within a tile need 64 bits.
+    pairs: images times positions. rows: of all regions; pool: rows of V. slice_rows: of the largest low-rank slice,
+    None where nobody has read it. wide: offsets within a tile need 64 bits.
     """
 
     dtype: torch.dtype
@@ -44,6 +45,7 @@ class Problem(NamedTuple):
     clusters: int
     rows: int
     pool: int
+    slice_rows: int | None = None
     wide: bool = False
 
     @property
@@ -89,6 +91,7 @@ HALF = (
     Config(32, 64, 64, 64, 4, 3),
     Config(64, 128, 64, 64, 8, 3),
     Config(32, 256, 64, 64, 8, 2),
+    Config(32, 512, 32, 32, 8, 2),
 )
 # Two programs a multiprocessor, or one of twice the height: only the warpgroup product leaves registers for it.
 HOPPER = (
@@ -101,6 +104,7 @@ SCATTERED = (
     Config(64, 64, 64, 64, 8, 3),
     Config(64, 128, 64, 64, 8, 3),
     Config(32, 256, 64, 64, 8, 2),
+    Config(32, 512, 32, 16, 8, 2),
 )
 # Few channels: elements come one at a time, each with an address of its own, so steps are narrow.
 WHOLE_ROW = (
@@ -111,17 +115,22 @@ WHOLE_ROW = (
 SINGLE = (
     Config(64, 32, 32, 32, 8, 2),
     Config(64, 64, 16, 32, 8, 2),
+    Config(32, 128, 16, 32, 8, 2),
+    Config(16, 256, 16, 16, 8, 2),
 )
+# Where addresses take more registers, those of the next step in flight would be spilled.
+UNPIPELINED = tuple(c._replace(num_stages=1) for c in SINGLE)
 TALLEST = max(c.BP for c in HALF + HOPPER + SCATTERED + WHOLE_ROW + SINGLE)
 
 
 def table(problem: Problem, chip: Chip) -> tuple[Config, ...]:
     """The configurations compiled for such a problem."""
+    scattered = problem.clusters != problem.regions or problem.wide
     if problem.dtype == torch.float32:
-        return SINGLE
+        return UNPIPELINED if scattered or problem.whole_row else SINGLE
     if problem.whole_row:
         return WHOLE_ROW
-    if problem.clusters != problem.regions or problem.wide:
+    if scattered:
         return SCATTERED
     return HALF + HOPPER if chip.hopper else HALF
 
@@ -129,14 +138,18 @@ def table(problem: Problem, chip: Chip) -> tuple[Config, ...]:
 def candidates(problem: Problem, chip: Chip) -> tuple[Config, ...]:
     """The configurations worth timing, the default first: the tallest tile of which there is one a program.
 
-    The window should hold a region's rows: a slice that outgrows it has its first stage computed again for every BO
-    output channels. The host sees only their sum over the regions, so with several regions it allows twice the mean.
+    The window should hold the largest slice: one that outgrows it has its first stage computed again for every BO
+    output channels. Many small slices share one, as patches are read once a window. A slice nobody has read counts
+    twice the mean of the regions.
     """
     configs = table(problem, chip)
     mean = -(-problem.rows // problem.regions)
-    wanted = min(problem.rows, problem.pool, mean if problem.regions == 1 else 2 * mean)
+    if problem.slice_rows is None:
+        wanted = min(problem.rows, problem.pool, mean if problem.regions == 1 else 2 * mean)
+    else:
+        wanted = max(problem.slice_rows, min(mean, 128))
     window = min((c.BR for c in configs if wanted <= c.BR), default=max(c.BR for c in configs))
     fitting = sorted((c for c in configs if window == c.BR), key=lambda c: -c.BP)
     default = next((c for c in fitting if problem.pairs >= c.BP * chip.programs(c)), fitting[-1])
-    wider = [c for c in configs if 2 * window == c.BR] if problem.regions > 1 else []
+    wider = [c for c in configs if 2 * window == c.BR] if problem.clusters > 1 else []
     return (default, *(c for c in (*fitting, *wider) if c != default))

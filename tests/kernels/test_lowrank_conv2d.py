@@ -41,12 +41,12 @@ def test_output(backend: str, dtype: torch.dtype, case, poison) -> None:
         assert torch.equal(x, before)
 
 
-def gradient_ratios(case, backend: str, dtype: torch.dtype) -> dict[str, float]:
+def gradient_ratios(case, backend: str, dtype: torch.dtype, seed: int = 7) -> dict[str, float]:
     """The error ratio of the gradient of each of x, v, u and bias.
 
     Where rounding may decide on which side of ReLU's corner an output lies, the incoming gradient is 0.
     """
-    inputs = make_inputs(case, dtype, seed=7)
+    inputs = make_inputs(case, dtype, seed)
     (x, plan, bias), leaves = with_leaves(inputs, dtype)
     y = lowrank_conv2d(x, plan, bias, activation=case.activation, backend=backend)
     before = exact(*inputs, "none")
@@ -72,16 +72,3 @@ def test_gradients(backend: str, dtype: torch.dtype, case, poison) -> None:
 
 def test_case_names_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
-
-
-def test_the_ratio_sees_wrong_results() -> None:
-    x, plan, bias = make_inputs(CASES[0], torch.float32)
-    low, high = plain(x, plan, bias, "none"), exact(x, plan, bias, "none")
-    assert error_ratio(low, low, high) <= 1
-    wrong = low.clone()
-    wrong[0, 0, 0, 0] += 1e-3
-    assert error_ratio(wrong, low, high) > 1
-    wrong[0, 0, 0, 0] = float("nan")
-    assert error_ratio(wrong, low, high) == float("inf")
-    assert error_ratio(low[:1], low, high) == float("inf")
-    assert error_ratio(low.double(), low, high) == float("inf")

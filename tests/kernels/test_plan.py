@@ -77,6 +77,16 @@ def test_mapped_moves_the_regions() -> None:
         PLAN.mapped(labels + labels)
 
 
+def test_channels_ascend_in_a_cluster() -> None:
+    """Whatever their order when packed; a dense cluster's rows are its channels, so it keeps theirs."""
+    u, mixed = torch.randn(4, 2), torch.tensor([2, 0, 3, 1])
+    parts = [(mixed, u[mixed]), (torch.arange(4), u), (mixed, None)]
+    factors = [RegionFactors(torch.arange(4), (ClusterFactors(channels, 0, u),)) for channels, u in parts]
+    plan = PackedPlan.pack(torch.randn(4, 3), factors, torch.tensor([[0, 1, 2]]), Geometry((1, 1)))
+    assert plan.channels.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], mixed.tolist()]
+    assert torch.equal(plan.u.view(2, 2, 4)[0], plan.u.view(2, 2, 4)[1])
+
+
 def test_parts_that_do_not_fit() -> None:
     part = RegionFactors(torch.arange(2), (ClusterFactors(torch.arange(3), 0, torch.randn(4, 2)),))
     with pytest.raises(ValueError, match=r"U of a cluster: got \(4, 2\), expected \(3, rank\)"):

@@ -80,3 +80,16 @@ def test_double_backward_is_refused_in_words() -> None:
             torch.autograd.grad(grad.sum(), x)
     else:
         pytest.fail("a gradient that silently forgets its own graph")
+
+
+@pytest.mark.parametrize("backend", sorted(AVAILABLE))
+def test_function_transforms(backend: str) -> None:
+    """vmap is right; grad, which torch.library's autograd cannot give, is refused and never wrong."""
+    x, plan, bias = make_inputs(CASES[1], torch.float32)
+
+    def function(x):
+        return lowrank_conv2d(x, plan, bias, backend=backend)
+
+    torch.testing.assert_close(torch.func.vmap(function)(x[:, None])[:, 0], function(x))
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda x: function(x).sum())(x)

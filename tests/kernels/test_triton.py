@@ -74,7 +74,8 @@ def test_machine_code(chip: str, jobs) -> None:
 
 
 def test_every_table_has_every_tile_once() -> None:
-    for table in (configs.HALF + configs.HOPPER, configs.SCATTERED, configs.WHOLE_ROW, configs.SINGLE):
+    tables = (configs.HALF + configs.HOPPER, configs.SCATTERED, configs.WHOLE_ROW, configs.SINGLE, configs.UNPIPELINED)
+    for table in tables:
         assert len(set(table)) == len(table)
 
 
@@ -84,11 +85,15 @@ def test_every_table_has_every_tile_once() -> None:
         ({}, Config(256, 64, 64, 64, 8, 3)),
         ({"pairs": 196}, Config(32, 64, 64, 64, 4, 3)),
         ({"rows": 9, "pool": 9}, Config(256, 16, 64, 32, 8, 3)),
-        ({"rows": 900, "pool": 900}, Config(32, 256, 64, 64, 8, 2)),
+        ({"rows": 900, "pool": 900}, Config(32, 512, 32, 32, 8, 2)),
+        ({"regions": 4, "clusters": 4, "rows": 120, "slice_rows": 90}, Config(64, 128, 64, 64, 8, 3)),
+        ({"regions": 2, "clusters": 8, "rows": 120, "slice_rows": 15}, Config(64, 64, 64, 64, 8, 3)),
+        ({"clusters": 3, "rows": 300, "slice_rows": 110}, Config(64, 128, 64, 64, 8, 3)),
         ({"regions": 4, "clusters": 4, "rows": 120, "pool": 50}, Config(256, 64, 64, 64, 8, 3)),
         ({"clusters": 3}, Config(64, 64, 64, 64, 8, 3)),
         ({"in_channels": 3}, Config(64, 64, 32, 64, 8, 2)),
         ({"dtype": torch.float32}, Config(64, 64, 16, 32, 8, 2)),
+        ({"dtype": torch.float32, "clusters": 3}, Config(64, 64, 16, 32, 8, 1)),
     ],
     ids=str,
 )

@@ -55,7 +55,7 @@ def test_every_configuration(name: str, poison) -> None:
     chip = Chip.of(torch.device("cuda", 0))
     for dtype, tables in (
         (torch.bfloat16, (configs.HALF, configs.SCATTERED, configs.WHOLE_ROW, configs.HOPPER if chip.hopper else ())),
-        (torch.float32, (configs.SINGLE,)),
+        (torch.float32, (configs.SINGLE, configs.UNPIPELINED)),
     ):
         given = inputs(name, dtype)
         for config in {c for table in tables for c in table}:

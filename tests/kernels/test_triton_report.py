@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from bench import gpu_report, roofline
+from bench import gpu_cases, gpu_networks, gpu_report, gpu_results, roofline
 from bench.cases import LAYERS, Case, make_plan
-from bench.gpu_report import Row
+from bench.gpu_results import Report, Row
 from bench.roofline import Conv, Machine, Work
 
 
@@ -39,9 +43,9 @@ def test_rank_meets_the_reduction() -> None:
 
 
 def test_rotations_outgrow_the_cache() -> None:
-    assert gpu_report.rotations(10**9, 50 * 2**20) == 4
-    assert gpu_report.rotations(10 * 2**20, 50 * 2**20) == 15
-    assert gpu_report.rotations(1000, 50 * 2**20) == 64
+    assert gpu_cases.rotations(10**9, 50 * 2**20) == 4
+    assert gpu_cases.rotations(10 * 2**20, 50 * 2**20) == 15
+    assert gpu_cases.rotations(1000, 50 * 2**20) == 64
 
 
 def test_plan_work_agrees_with_paper() -> None:
@@ -49,31 +53,99 @@ def test_plan_work_agrees_with_paper() -> None:
     plan = make_plan(Case(layer, "1", 1, 5.3))
     conv = Conv("", 1, 256, 256, 3, 56, 56)
     paper = roofline.fused_work(conv, 32, plan.v.shape[0])
-    assert gpu_report.work_of(layer, 32, plan.parameters(), plan.flops() * 32) == paper
+    assert gpu_cases.work_of(layer, 32, plan.parameters(), plan.flops() * 32) == paper
 
 
-ROWS = [
-    Row(
-        "vgg/R1",
-        5.3,
-        0.4,
-        {"ours": 0.1, "cudnn dense": 0.5, "compiled dense": 0.4, "cudnn chain": 0.3, "compiled chain": 0.2},
-        Work(215_000_000, 1),
-    )
-]
+MS = {"ours": 0.1, "eager dense": 0.5, "compiled dense": 0.4, "eager chain": 0.3, "compiled chain": 0.2}
+ROW = Row("vgg/R1", 5.3, 0.4, MS, {"fused dense": "RuntimeError: no"}, Work(215_000_000, 1))
+H200 = Machine(4.3e12, 790e12)
+HEADER = {"device": "H200", "batch": 32}
 
 
 def test_table() -> None:
-    header, rule, line = gpu_report.table(ROWS, Machine(4.3e12, 790e12))
-    assert header.count("|") == rule.count("|") == line.count("|")
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["vgg/R1", "5.30", "0.4000", "0.2000", "0.1000", "4.00", "0.75", "0.0500", "50%"]
+    network = Row("alexnet", 2.0, 0.5, {"dense": 3.0, "ours": 2.0, "compiled ours": 1.5}, {})
+    header, rule, *lines = gpu_results.table([ROW, network], H200)
+    assert {header.count("|")} == {line.count("|") for line in (rule, *lines)}
+    cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    assert cells[0] == ["vgg/R1", "5.30", "0.4000", "0.2000", "0.1000", "4.00", "0.75", "0.0500", "50%"]
+    assert cells[1] == ["alexnet", "2.00", "3.0000", "", "1.5000", "2.00", "1.00", "", ""]
+
+
+def test_no_speedup_without_a_right_result() -> None:
+    for error in (1.01, math.inf, math.nan):
+        assert Row.of("a", 5.3, error, MS, {}, None) == f"wrong result, error ratio {error:.3g}"
+    assert Row.of("a", 5.3, 1.0, {"ours": 0.1}, {"dense": "no memory"}, None) == "dense: no memory"
+    assert Row.of("a", 5.3, 1.0, MS, {}, None).speedup == 4
+
+
+def test_a_peer_that_fails_costs_only_its_own_time() -> None:
+    def time(call, inputs):
+        return call(inputs)
+
+    ms, failed = gpu_cases.time_each({"ours": len, "eager dense": float, "dense": sum}, [1.0, 2.0], time)
+    assert ms == {"ours": 2, "dense": 3}
+    assert list(failed) == ["eager dense"]
+    assert failed["eager dense"].startswith("TypeError: float() argument")
+
+
+def test_report_grows_with_every_case_and_goes_on(tmp_path: Path) -> None:
+    """A case that raises is refused, time stops the next, and a second call starts after the last one."""
+    ran = []
+
+    def run(case):
+        ran.append(case.name)
+        if case.name == "broken":
+            raise RuntimeError("no memory\nmore")
+        return ROW._replace(name=case.name)
+
+    cases = [ROW._replace(name=name) for name in ("first", "broken", "last")]
+    report = Report.open(tmp_path, HEADER)
+    assert gpu_report.measure(cases[:2], run, report, tmp_path, math.inf)
+    assert not gpu_report.measure(cases, run, report, tmp_path, time.monotonic() - 1)
+    again = Report.open(tmp_path, HEADER)
+    assert again == report
+    assert again.refused == {"broken": "RuntimeError: no memory"}
+    again.machine, again.steps["tests"] = H200, True
+    assert gpu_report.measure(cases, run, again, tmp_path, math.inf)
+    assert ran == ["first", "broken", "last"]
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert [(row["name"], row["speedup"]) for row in stored["rows"]] == [("first", 4.0), ("last", 4.0)]
+    text = (tmp_path / "report.md").read_text()
+    for part in (
+        "tests: passed",
+        "refused: broken: RuntimeError: no memory",
+        "missing: last, fused dense",
+        "4.30 TB/s",
+    ):
+        assert part in text
+    assert Report.open(tmp_path, HEADER) == again
+    with pytest.raises(ValueError, match="take another --out"):
+        Report.open(tmp_path, {**HEADER, "batch": 1})
 
 
 def test_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    gpu_report.picture(ROWS, tmp_path / "report.png")
+    gpu_results.picture([ROW], tmp_path / "report.png")
     assert (tmp_path / "report.png").stat().st_size > 1000
+
+
+def test_a_step_has_a_log_and_a_limit(tmp_path: Path) -> None:
+    assert gpu_report.step("good", ["-c", "import hscc, hscc_kernels; print('found')"], tmp_path, 100)
+    assert (tmp_path / "good.log").read_text() == "found\n"
+    assert not gpu_report.step("bad", ["-c", "raise SystemExit(1)"], tmp_path, 100)
+    assert not gpu_report.step("slow", ["-c", "import time; time.sleep(60)"], tmp_path, 0.0)
+
+
+def test_networks_are_compressed_where_it_pays() -> None:
+    """Same output size, k x k layers of enough channels replaced, the wanted reduction in them."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 64, 3, 2, 1), nn.Conv2d(64, 32, 1))
+    dense = nn.Sequential(*model).double()
+    before = dense(torch.zeros(1, 3, 34, 34, dtype=torch.float64)).shape
+    layer = LAYERS["resnet18_2"]._replace(in_channels=16, stride=2, size=32)
+    changed = gpu_networks.compressed(model, 34, 5.3)
+    assert [type(m).__name__ for m in changed] == ["Conv2d", "ReLU", "HSCConv2d", "Conv2d"]
+    assert changed(torch.zeros(1, 3, 34, 34, dtype=torch.float64)).shape == before
+    assert layer.flops(1) / changed[2].plan.flops() == pytest.approx(5.3, rel=0.1)
 
 
 def test_selection() -> None:

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d, testing
-from hscc_kernels.triton_kernels import configs
+from hscc_kernels.triton_kernels import autotune, configs
 from hscc_kernels.triton_kernels import lowrank_conv2d as module
 from hscc_kernels.triton_kernels.configs import Config
 from tests.kernels import triton_interpreter
@@ -139,7 +139,29 @@ def test_gradients(case, dtype: torch.dtype, poison) -> None:
     assert max(ratios.values()) <= 1, ratios
 
 
-@pytest.mark.parametrize("config", sorted({*configs.HALF, *configs.HOPPER, *configs.SCATTERED}), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_kept_in_16_bits_are_seen(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    dot, kept = interpreter.InterpreterBuilder.create_dot, torch.float16 if dtype == torch.float16 else torch.bfloat16
+
+    def create_dot(self, *operands):
+        sums = torch.from_numpy(dot(self, *operands).data).to(kept).float()
+        return interpreter.TensorHandle(sums.numpy(), tl.float32)
+
+    assert ratio(CASES["first layer"], dtype, config=LARGE._replace(BK=16)) <= 1
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    assert ratio(CASES["first layer"], dtype, config=LARGE._replace(BK=16)) > 1
+
+
+def test_dropped_bits_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the interpreter rounds to bfloat16 before its correction."""
+    assert ratio(CASES["no bias"], torch.bfloat16, config=LARGE) <= 1
+    monkeypatch.setattr(triton_interpreter, "round_to_bfloat16", lambda x: (x.view(np.uint32) >> 16).astype(np.uint16))
+    assert ratio(CASES["no bias"], torch.bfloat16, config=LARGE) > 1
+
+
+@pytest.mark.parametrize(
+    "config", sorted({*configs.HALF, *configs.HOPPER, *configs.SCATTERED, *configs.SINGLE}), ids=str
+)
 def test_every_tile(config: Config, poison) -> None:
     """Ranks above and below the window, several clusters and regions, tiles that end inside an image."""
     case = CASES["clusters" if config.BR < 32 else "shared rows"]
@@ -175,6 +197,18 @@ def test_default_configurations(poison) -> None:
     grad = torch.randn_like(plain)
     for got, expected in zip(torch.autograd.grad(mine, x, grad), torch.autograd.grad(plain, x, grad), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+def test_the_largest_slice_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It picks the window, whatever the regions' mean; a warm call reads no tensor."""
+    x, plan, bias = testing.make_inputs(CASES["regions"], torch.float32)
+    seen, choose = [], autotune.choose
+    monkeypatch.setattr(autotune, "choose", lambda problem, *rest: seen.append(problem) or choose(problem, *rest))
+    lowrank_conv2d(x, plan, bias, backend="triton")
+    for name in ("tolist", "item", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, None)
+    lowrank_conv2d(x, plan, bias, backend="triton")
+    assert [(problem.slice_rows, problem.rows) for problem in seen] == [(16, 26)] * 2
 
 
 def test_autocast(poison) -> None:
@@ -264,16 +298,17 @@ def test_compile_and_export() -> None:
     torch.testing.assert_close(exported(x[:2]), expected[:2])
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_one_cluster_in_order(dense: bool, poison) -> None:
-    """Channels in order, the store that is wide on a GPU; then a region whose only cluster is dense."""
+@pytest.mark.parametrize(("dense", "mixed"), [(False, False), (True, False), (True, True)])
+def test_one_cluster(dense: bool, mixed: bool, poison) -> None:
+    """Channels in order, the store that is wide on a GPU; then a region whose only cluster is dense, and permuted."""
     ranks = (5, None if dense else 9)
     regions, start = [], 0
     for rank in ranks:
         u = None if rank is None else torch.randn(23, rank).bfloat16().float()
         count = rank or 23
         rows = torch.arange(start, start + count)
-        regions.append(RegionFactors(rows, (ClusterFactors(torch.arange(23), 0, u),)))
+        channels = torch.randperm(23) if mixed else torch.arange(23)
+        regions.append(RegionFactors(rows, (ClusterFactors(channels, 0, u),)))
         start += count
     v = torch.randn(start, 9 * 16).bfloat16().float() / 16
     labels = torch.arange(7 * 6).view(7, 6) % 3 // 2

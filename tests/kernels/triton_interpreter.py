@@ -1,4 +1,4 @@
-"""Corrections of four faults of Triton's interpreter, each shown by ``triton_interpreter_faults.py``.
+"""Corrections of four faults of Triton's interpreter, each shown by ``triton_interpreted.py``.
 
 bfloat16 is kept there as uint16: products multiply the bit patterns, rounding truncates, and there are no constants.
 On triton 3.6 a run-time loop bound is an array of one element, of which numpy >= 2.4 makes no index.

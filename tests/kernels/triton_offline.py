@@ -26,7 +26,8 @@ from triton.runtime.jit import MockTensor
 from hscc_kernels import Geometry
 from hscc_kernels.triton_kernels import configs
 from hscc_kernels.triton_kernels.configs import Config, Problem
-from hscc_kernels.triton_kernels.lowrank_conv2d import lowrank_conv2d_kernel, specialization
+from hscc_kernels.triton_kernels.kernel import lowrank_conv2d_kernel
+from hscc_kernels.triton_kernels.lowrank_conv2d import specialization
 
 RECORD = Path(__file__).with_name("triton_registers.json")
 _NVIDIA_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -145,8 +146,12 @@ def variants(name: str) -> Iterator[Variant]:
         yield Variant(config, base)
     for config in configs.SCATTERED:
         yield Variant(config, base._replace(clusters=8))
+    for config in configs.UNPIPELINED:
+        yield Variant(config, base._replace(clusters=8, dtype=torch.float32))
+    few = base._replace(in_channels=3, geometry=Geometry((7, 7), (2, 2), (3, 3)))
     for config in configs.WHOLE_ROW:
-        yield Variant(config, base._replace(in_channels=3, geometry=Geometry((7, 7), (2, 2), (3, 3))))
+        yield Variant(config, few)
+    yield Variant(configs.UNPIPELINED[0], few._replace(dtype=torch.float32))
     for config in configs.SINGLE:
         yield Variant(config, base._replace(dtype=torch.float32))
         if name != "gfx942":
