@@ -88,7 +88,8 @@ class Chain:
     def dense(self) -> Cost:
         """Of the layer without factorization."""
         flops = 2 * self.profile.calls * self.seen.positions * self.conv.weight.numel()
-        return Cost(flops, sum(p.numel() for p in self.conv.parameters()))
+        numbers = sum(p.numel() for p in self.conv.parameters())
+        return Cost(flops, numbers, numbers * self.conv.weight.element_size())
 
     def unfolded(self) -> Tensor:
         """A (m, J), float64."""
@@ -118,6 +119,14 @@ class Chain:
     def parameters(self, ranks: Tensor) -> Tensor:
         """(n,) with the bias, for ranks (n, modes)."""
         return sum(self.numbers(ranks)) + self.conv.out_channels
+
+    def costs(self, ranks: Tensor) -> list[Cost]:
+        """(n,) for ranks (n, modes)."""
+        size = self.conv.weight.element_size()
+        return [
+            Cost(flops, numbers, numbers * size)
+            for flops, numbers in zip(self.flops(ranks).tolist(), self.parameters(ranks).tolist(), strict=True)
+        ]
 
     def split(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gains (k,), L (m, k) and R (k, J) of A = ``weight`` (m, J), strongest first."""
