@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import calibrate, distributed, search
-from .chains import Chain, Seen, SpatialSVD, Tucker2
+from .chains import Chain, ConvChain, Seen, SpatialSVD, Tucker2
 from .config import Config
 from .ranks import Choice, Cost
 from .report import LayerReport
@@ -81,7 +81,7 @@ def look(
 
 def fit(
     model: nn.Module, layers: Mapping[str, Chain], names: Mapping[str, tuple[str, ...]], calibration: Iterable, show
-) -> tuple[dict[str, nn.Sequential], list[LayerReport]]:
+) -> tuple[dict[str, ConvChain], list[LayerReport]]:
     """The factored layers with ranks, and a row a layer, its error measured on the dense model's inputs."""
     fitted = {name: layer.factored() for name, layer in layers.items() if layer.ranks}
     missed = {name: layers[name].seen.outputs.count.new_zeros(1) for name in fitted}

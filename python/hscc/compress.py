@@ -55,8 +55,8 @@ def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_p
     """Compresses a trained model in place.
 
     Args:
-        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (``nn.Sequential`` for the methods
-            "tucker2" and "spatial_svd"), all else stays.
+        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (an ``nn.Sequential`` of them for
+            the methods "tucker2" and "spatial_svd"), all else stays.
         calibration: re-iterable batches (tensor, tuple or list whose first item is the input, or dict of keywords);
             a few hundred unlabelled samples of one size.
         config: what to do and how far.

@@ -123,9 +123,7 @@ class Config:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
         if self.timed and self.method in ("tucker2", "spatial_svd"):
-            raise ValueError(
-                f"method: got {self.method!r} with a latency, expected 'hscc' or 'svd', whose time is known"
-            )
+            raise ValueError(f"method: got {self.method!r}, whose time is not known, expected 'hscc' or 'svd'")
         if not self.ridge >= 0:
             raise ValueError(f"ridge: got {self.ridge}, expected a number of at least 0")
 
