@@ -90,7 +90,7 @@ class Machine:
         missing = [text for text in wanted if text not in self.dense]  # the same on all ranks
         with distributed.together(), torch.random.fork_rng(devices=[]):
             calls = [_dense_call(*wanted[text], self.key["batch"]) for text in missing]
-            times = _median_seconds(calls, "timing dense layers", show)
+            times = _quick_seconds(calls, "timing dense layers", show)
         self.dense.update(distributed.gather(dict(zip(missing, times, strict=True)))[0])
         if missing:
             self.keep()
@@ -158,7 +158,7 @@ def _time_layers(like: Tensor, batch: int, show: bool) -> tuple[list[int], list[
         groups.append(group)
         works.append(Work.of_pointwise(x[0, 0].numel(), channels, outputs))
         calls.append(lambda x=x, weight=weight: F.conv2d(x, weight))
-    return groups, works, _median_seconds(calls, "measuring this machine", show)
+    return groups, works, _quick_seconds(calls, "measuring this machine", show)
 
 
 def _plan(channels: int, outputs: int, geometry: Geometry, side: int, regions: int, clusters: int, fewer: float):
@@ -189,8 +189,12 @@ def _images(size: Sequence[int], batch: int, like: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _median_seconds(calls: Sequence[Callable[[], object]], description: str, show: bool) -> list[float]:
-    """Of calls that take turns, so that drift hits all alike; each is run once untimed for its own data to be near."""
+def _quick_seconds(calls: Sequence[Callable[[], object]], description: str, show: bool) -> list[float]:
+    """Of calls that take turns, so that drift hits all alike: the quickest tenth, for other work only adds time.
+
+    A median would be that of other processes too, wherever a call is longer than its slice of a busy core. Each call is
+    run once untimed for its own data to be near.
+    """
 
     def timed(call: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -209,7 +213,7 @@ def _median_seconds(calls: Sequence[Callable[[], object]], description: str, sho
             for call, found in zip(calls, times, strict=True):
                 call()
                 found += [timed(call), timed(call)]
-    return [statistics.median(found) for found in times]
+    return [statistics.quantiles(found, n=10, method="inclusive")[0] for found in times]
 
 
 def _fit(groups: Sequence[int], works: Sequence[Work], seconds: Sequence[float]) -> tuple[Work, float]:

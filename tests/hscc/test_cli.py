@@ -123,7 +123,7 @@ def test_budgets_of_bytes_and_latency(work: Path, hscc, machine) -> None:
 def test_finetune_goes_on_after_an_interrupt(work: Path, hscc, monkeypatch) -> None:
     hscc("compress", *NETWORK, "--flops", "4", "--out", "small.safetensors")
     arguments = (*NETWORK, "--student", "small.safetensors", "--epochs", "3", "--batch", "8")
-    code, out, errors = hscc("finetune", *arguments, "--out", "tuned.safetensors", "--validation", "data")
+    code, out, errors = hscc("finetune", *arguments, "--out", "tuned.safetensors")
     assert code == 0, errors
     assert "Wrote tuned.safetensors" in out
 
@@ -136,12 +136,12 @@ def test_finetune_goes_on_after_an_interrupt(work: Path, hscc, monkeypatch) -> N
             raise KeyboardInterrupt
 
     monkeypatch.setattr(run_of_two, "save", interrupt)
-    code, _, _ = hscc("finetune", *arguments, "--out", "other.safetensors", "--validation", "data")
+    code, _, _ = hscc("finetune", *arguments, "--out", "other.safetensors")
     assert code == 130
     assert (work / "other.safetensors.state").exists()
     assert not (work / "other.safetensors").exists()
     monkeypatch.undo()
-    code, _, errors = hscc("finetune", *arguments, "--out", "other.safetensors", "--validation", "data")
+    code, _, errors = hscc("finetune", *arguments, "--out", "other.safetensors")
     assert code == 0, errors
     assert not list(work.glob("*.state"))
     tuned, other = (load_file(work / f"{name}.safetensors") for name in ("tuned", "other"))

@@ -28,7 +28,7 @@ def counted(monkeypatch, tmp_path) -> list[int]:
             call()
         return [1e-3 * (i + 1) for i in range(len(calls))]
 
-    monkeypatch.setattr(latency, "_median_seconds", times)
+    monkeypatch.setattr(latency, "_quick_seconds", times)
     return timed
 
 
@@ -77,7 +77,7 @@ def test_an_interrupt_leaves_no_file(counted, tmp_path, monkeypatch) -> None:
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(latency, "_median_seconds", interrupt)
+    monkeypatch.setattr(latency, "_quick_seconds", interrupt)
     with pytest.raises(KeyboardInterrupt):
         measured()
     assert not (tmp_path / "cache").exists()
@@ -111,7 +111,7 @@ def test_dense_layers_are_timed_once(counted) -> None:
 
 def test_real_times_are_positive_and_those_of_the_call() -> None:
     calls = []
-    times = latency._median_seconds([lambda: calls.append(torch.is_inference_mode_enabled())], "", False)
+    times = latency._quick_seconds([lambda: calls.append(torch.is_inference_mode_enabled())], "", False)
     assert min(times) > 0
     assert len(calls) > 3
     assert all(calls)
