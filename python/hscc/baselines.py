@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import calibrate, distributed, search
-from .chains import Chain, Seen, SpatialSVD, Tucker2
+from .chains import Chain, ConvChain, Seen, SpatialSVD, Tucker2
 from .config import Config
 from .ranks import Choice, Cost
 from .report import LayerReport
@@ -20,12 +20,11 @@ from .stats import Profile
 
 
 class Options(NamedTuple):
-    """What a layer may become: ranks (n,), and arrays (n,) of the missed share of energy, FLOPs and parameters."""
+    """What a layer may become: ranks (n,), the missed share of energy (n,), and what it costs (n, kinds of cost)."""
 
     ranks: list[tuple[int, ...]]
     missed: np.ndarray
-    flops: np.ndarray
-    parameters: np.ndarray
+    costs: np.ndarray
 
     @classmethod
     def of(cls, chain: Chain) -> Options:
@@ -35,27 +34,24 @@ class Options(NamedTuple):
         steps = [torch.arange(min(multiple, len(m)), len(m) + 1, multiple) for m in missed]
         ranks = torch.cartesian_prod(*steps).view(-1, len(steps))
         error = sum(mode[column - 1] for mode, column in zip(missed, ranks.T, strict=True))
-        flops, parameters = chain.flops(ranks), chain.parameters(ranks)
-        keep = chain.useful(ranks) & (flops < chain.dense.flops)
-        columns = zip((error, flops, parameters), (0.0, *chain.dense), strict=True)
-        arrays = (np.append(column[keep].numpy(force=True), dense) for column, dense in columns)
-        return cls([*map(tuple, ranks[keep].tolist()), ()], *arrays)
+        keep = chain.useful(ranks) & (chain.flops(ranks) < chain.dense.flops)
+        costs = np.array([*chain.costs(ranks[keep]), chain.dense], dtype=np.float64)
+        return cls([*map(tuple, ranks[keep].tolist()), ()], np.append(error[keep].numpy(force=True), 0.0), costs)
 
     def choice(self, index: int) -> Choice:
-        cost = Cost(float(self.flops[index]), float(self.parameters[index]))
-        return Choice(1 - float(self.missed[index]), cost, self.ranks[index])
+        return Choice(1 - float(self.missed[index]), Cost(*self.costs[index].tolist()), self.ranks[index])
 
     def at(self, price: Cost) -> Choice:
         """Of the most gain less cost."""
-        return self.choice((self.missed + price.flops * self.flops + price.parameters * self.parameters).argmin())
+        return self.choice((self.missed + self.costs @ np.array(price)).argmin())
 
     def keeping(self, share: float) -> Choice:
         """Of the least FLOPs that keep ``share`` of the energy."""
-        return self.choice(np.where(self.missed <= 1 - share + 1e-9, self.flops, np.inf).argmin())
+        return self.choice(np.where(self.missed <= 1 - share + 1e-9, self.costs[:, 0], np.inf).argmin())
 
     def within(self, limit: Cost) -> Choice:
         """Of the most gain that costs no more."""
-        fits = (self.flops <= limit.flops) & (self.parameters <= limit.parameters)
+        fits = (self.costs <= np.array(limit)).all(1)
         return self.choice(np.where(fits, self.missed, np.inf).argmin())
 
 
@@ -85,7 +81,7 @@ def look(
 
 def fit(
     model: nn.Module, layers: Mapping[str, Chain], names: Mapping[str, tuple[str, ...]], calibration: Iterable, show
-) -> tuple[dict[str, nn.Sequential], list[LayerReport]]:
+) -> tuple[dict[str, ConvChain], list[LayerReport]]:
     """The factored layers with ranks, and a row a layer, its error measured on the dense model's inputs."""
     fitted = {name: layer.factored() for name, layer in layers.items() if layer.ranks}
     missed = {name: layers[name].seen.outputs.count.new_zeros(1) for name in fitted}
@@ -110,11 +106,11 @@ def with_ranks(layers: Mapping[str, Chain], limit: Cost, share: float | None) ->
     if share is not None:
         chosen = {name: option.keeping(share) for name, option in options.items()}
     else:
-        least = Cost(*(sum(getattr(o, name).min() for o in options.values()) for name in Cost._fields))
-        if least.flops > limit.flops or least.parameters > limit.parameters:
+        least = Cost(*sum(option.costs.min(0) for option in options.values()))
+        if not least.within(limit):
             raise ValueError(
-                f"budget: got a limit of {limit.flops:.4g} FLOPs and {limit.parameters:.4g} parameters, expected at "
-                f"least {least.flops:.4g} and {least.parameters:.4g}, which rank 1 everywhere takes"
+                f"budget: got a limit of {limit.against(limit)}, expected at least {least.against(limit)}, which rank "
+                "1 everywhere takes"
             )
         dense = functools.reduce(Cost.plus, (layer.dense for layer in layers.values()))
         found = search.choose({name: [option] for name, option in options.items()}, dense, limit)
@@ -130,13 +126,15 @@ def with_ranks(layers: Mapping[str, Chain], limit: Cost, share: float | None) ->
 def row(layer: Chain, names: Mapping[str, tuple[str, ...]]) -> LayerReport:
     """Of a planned or fitted layer; ``names`` are all names of each."""
     dense, factored = layer.dense, bool(layer.ranks)
-    ranks = torch.tensor([layer.ranks])
+    cost = layer.costs(torch.tensor([layer.ranks]))[0] if factored else dense
     return LayerReport(
         name=layer.name,
         dense_flops=dense.flops,
-        flops=int(layer.flops(ranks)) if factored else dense.flops,
+        flops=cost.flops,
         dense_parameters=dense.parameters,
-        parameters=int(layer.parameters(ranks)) if factored else dense.parameters,
+        parameters=cost.parameters,
+        dense_bytes=dense.bytes,
+        bytes=cost.bytes,
         ranks=(layer.ranks,) if factored else (),
         region_sizes=(layer.seen.positions,) if factored else (),
         error=layer.missed,

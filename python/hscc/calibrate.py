@@ -146,6 +146,25 @@ def count_flops(model: nn.Module, calibration: Iterable, layers: Mapping[str, nn
     return distributed.gather(counts)[0]
 
 
+def input_sizes(
+    model: nn.Module, calibration: Iterable, layers: Mapping[str, nn.Module]
+) -> dict[str, list[tuple[int, ...]]]:
+    """(C, ...) of the input of each layer's calls for one sample, by a forward pass of the first batch."""
+    sizes: dict[str, list[tuple[int, ...]]] = {name: [] for name in layers}
+
+    def hook(name: str) -> Callable:
+        return lambda module, args: sizes[name].append(tuple(args[0].shape[1 - module.weight.ndim :]))
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        with distributed.together(), _inference(model):
+            forward(model, next(batches(calibration, model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return distributed.gather(sizes)[0]
+
+
 def empty_moments(profile: Profile, regions: RegionMap) -> Moments:
     """Moments about the profile's region means."""
     labels = regions.labels.reshape(-1).to(profile.total.device)

@@ -1,4 +1,4 @@
-"""Tucker-2 and the spatial SVD: the usual low-rank convolutions, as ``nn.Sequential`` of plain ``nn.Conv2d``.
+"""Tucker-2 and the spatial SVD: the usual low-rank convolutions, as a :class:`ConvChain` of plain ``nn.Conv2d``.
 
 Both split a convolution at its inputs: the first stage sees patches x (m,), A (m, J) is the weight unfolded on them,
 and A ~ L R of rank r makes L the first stage and R the rest. The best L R for inputs of covariance S minimises
@@ -18,6 +18,10 @@ from .config import Config
 from .layer import dense_bias
 from .ranks import Cost
 from .stats import Moments, Profile
+
+
+class ConvChain(nn.Sequential):
+    """What a convolution becomes: several plain ``nn.Conv2d``; a class of its own, so that ``save`` sees it."""
 
 
 @dataclass
@@ -88,7 +92,8 @@ class Chain:
     def dense(self) -> Cost:
         """Of the layer without factorization."""
         flops = 2 * self.profile.calls * self.seen.positions * self.conv.weight.numel()
-        return Cost(flops, sum(p.numel() for p in self.conv.parameters()))
+        numbers = sum(p.numel() for p in self.conv.parameters())
+        return Cost(flops, numbers, numbers * self.conv.weight.element_size())
 
     def unfolded(self) -> Tensor:
         """A (m, J), float64."""
@@ -102,7 +107,7 @@ class Chain:
         """Weights of the first stage and of the rest, each (n,), for ranks (n, modes)."""
         raise NotImplementedError
 
-    def factored(self) -> nn.Sequential:
+    def factored(self) -> ConvChain:
         """The convolutions for the chosen ranks."""
         raise NotImplementedError
 
@@ -119,6 +124,14 @@ class Chain:
         """(n,) with the bias, for ranks (n, modes)."""
         return sum(self.numbers(ranks)) + self.conv.out_channels
 
+    def costs(self, ranks: Tensor) -> list[Cost]:
+        """(n,) for ranks (n, modes)."""
+        size = self.conv.weight.element_size()
+        return [
+            Cost(flops, numbers, numbers * size)
+            for flops, numbers in zip(self.flops(ranks).tolist(), self.parameters(ranks).tolist(), strict=True)
+        ]
+
     def split(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gains (k,), L (m, k) and R (k, J) of A = ``weight`` (m, J), strongest first."""
         identity = torch.eye(len(weight)).to(weight)
@@ -131,7 +144,7 @@ class Chain:
         _, s, right = torch.linalg.svd((vectors * values.clamp_min(0).sqrt()).T @ weight, full_matrices=False)
         return s**2, weight @ right.T, right
 
-    def centred(self, stages: nn.Sequential) -> nn.Sequential:
+    def centred(self, stages: ConvChain) -> ConvChain:
         """Gives the last stage its bias, and the whole the dense layer's mode."""
         bias = dense_bias(self.conv).double()
         if self.config.factorization == "activation":
@@ -179,10 +192,10 @@ class Tucker2(Chain):
         r, s = ranks.T
         return (r <= s * self.taps) & (s <= r * self.taps)
 
-    def factored(self) -> nn.Sequential:
+    def factored(self) -> ConvChain:
         first, core, last = self._from_weight() if self.config.factorization == "weight" else self._from_activations()
         return self.centred(
-            nn.Sequential(
+            ConvChain(
                 _stage(self.conv, first[..., None, None], (False, False)),
                 _stage(self.conv, core, (True, True)),
                 _stage(self.conv, last[..., None, None], (False, False)),
@@ -222,14 +235,12 @@ class SpatialSVD(Chain):
         kh, kw = self.conv.kernel_size
         return self.conv.in_channels * kh * ranks[:, 0], self.conv.out_channels * kw * ranks[:, 0]
 
-    def factored(self) -> nn.Sequential:
+    def factored(self) -> ConvChain:
         (rank,), (kh, kw) = self.ranks, self.conv.kernel_size
         _, left, right = self.split(self.unfolded())
         first = left[:, :rank].T.reshape(rank, self.conv.in_channels, kh, 1)
         last = right[:rank].view(rank, self.conv.out_channels, 1, kw).transpose(0, 1)
-        return self.centred(
-            nn.Sequential(_stage(self.conv, first, (True, False)), _stage(self.conv, last, (False, True)))
-        )
+        return self.centred(ConvChain(_stage(self.conv, first, (True, False)), _stage(self.conv, last, (False, True))))
 
 
 def _stage(like: nn.Conv2d, weight: Tensor, axes: tuple[bool, bool]) -> nn.Conv2d:

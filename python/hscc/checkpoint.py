@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from hscc_kernels import Geometry, PackedPlan
 
+from .chains import ConvChain
 from .layer import HSCConv2d
 from .report import Report
 from .surgery import channels_last_, swap_
 
 _KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 1
+_STAGE = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
 _TENSORS = ("v", "u", "bias", "positions", "rows", "channels", "work", "clusters")
 
 
@@ -36,9 +38,9 @@ def save(
     from safetensors.torch import save as to_bytes
 
     names = list(model.named_modules(remove_duplicate=False))
-    layers = {name: _describe(module) for name, module in names if isinstance(module, HSCConv2d)}
+    layers = {name: _describe(module) for name, module in names if isinstance(module, (HSCConv2d, ConvChain))}
     if not layers:
-        raise ValueError("model: got one without HSCConv2d, expected a compressed model")
+        raise ValueError("model: got one without HSCConv2d or ConvChain, expected a compressed model")
     tensors, first, shared = {}, {}, {}
     for key, tensor in model.state_dict().items():
         identity = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else key
@@ -69,17 +71,18 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
     tensors, header = _read(Path(path))
     tensors |= {key: tensors[other] for key, other in header["shared"].items()}
     modules = dict(model.named_modules(remove_duplicate=False))
-    built: dict[str, HSCConv2d] = {}
-    by_factor: dict[int, HSCConv2d] = {}
+    built: dict[str, nn.Module] = {}
+    by_factor: dict[frozenset[int], nn.Module] = {}
     for name, layer in header["layers"].items():
         if not isinstance(modules.get(name), nn.Conv2d):
             got = type(modules[name]).__name__ if name in modules else "no module"
             raise ValueError(f"{path}: layer {name!r}: got {got} in the model, expected the dense nn.Conv2d")
-        parts = [tensors.pop(f"{name}.{part}", None) for part in _TENSORS]
-        if any(part is None for part in parts):
-            raise ValueError(f"{path}: layer {name!r}: got a file that lacks its tensors, expected {list(_TENSORS)}")
-        key = id(parts[0])  # a module shared under several names stays shared
-        built[name] = by_factor.setdefault(key, built.get(name) or _build(parts, layer))
+        own = [key for key in tensors if key.startswith(f"{name}.")]
+        parts = {key.removeprefix(f"{name}."): tensors.pop(key) for key in own}
+        same = frozenset(id(t) for t in parts.values() if t.numel())  # a module under several names stays one
+        if same not in by_factor:
+            by_factor[same] = _build(parts, layer, f"{path}: layer {name!r}")
+        built[name] = by_factor[same]
     replaced = tuple(f"{name}." for name in built)
     rest = {key: value for key, value in model.state_dict().items() if not key.startswith(replaced)}
     wrong = sorted(key for key in rest.keys() ^ tensors.keys()) or sorted(
@@ -124,7 +127,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     return load_file(path), header
 
 
-def _describe(layer: HSCConv2d) -> dict:
+def _describe(layer: HSCConv2d | ConvChain) -> dict:
+    if isinstance(layer, ConvChain):
+        return {"stages": [{name: getattr(conv, name) for name in _STAGE} for conv in layer]}
     return {
         "geometry": layer.geometry.flat(),
         "out_size": layer.out_size,
@@ -134,8 +139,12 @@ def _describe(layer: HSCConv2d) -> dict:
     }
 
 
-def _build(tensors: list[Tensor], layer: dict) -> HSCConv2d:
-    v, u, bias, *index = tensors
+def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | ConvChain:
+    if "stages" in layer:
+        return _build_chain(tensors, layer["stages"], where)
+    if set(tensors) != set(_TENSORS):
+        raise ValueError(f"{where}: got tensors {sorted(tensors)}, expected {sorted(_TENSORS)}")
+    v, u, bias, *index = (tensors[part] for part in _TENSORS)
     try:
         geometry, out_size = Geometry.unflat(layer["geometry"]), tuple(layer["out_size"])
         options = {name: layer[name] for name in ("padding", "padding_mode", "activation")}
@@ -145,6 +154,17 @@ def _build(tensors: list[Tensor], layer: dict) -> HSCConv2d:
     if bias.shape != plan.channels.shape or bias.dtype != v.dtype:
         raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {v.dtype} {tuple(plan.channels.shape)}")
     return HSCConv2d(plan, bias, **options)
+
+
+def _build_chain(tensors: dict[str, Tensor], stages: list[dict], where: str) -> ConvChain:
+    try:
+        with torch.device("meta"):  # the file's tensors take the place of what would be made here
+            chain = ConvChain(*(nn.Conv2d(**stage, bias=f"{i}.bias" in tensors) for i, stage in enumerate(stages)))
+        chain.load_state_dict(tensors, assign=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{where}: got damaged hscc metadata ({told}), expected a chain of convolutions") from error
+    return chain
 
 
 def _write(path: Path, data: bytes) -> None:

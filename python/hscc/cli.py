@@ -1,4 +1,4 @@
-"""The command line: ``hscc demo``, ``hscc compress``, ``hscc evaluate``.
+"""The command line: ``hscc demo``, ``hscc compress``, ``hscc finetune``, ``hscc evaluate``.
 
 Exit codes: 0 done, 1 a fault of ours, 2 wrong usage or input (one line says what), 130 interrupted.
 """
@@ -62,12 +62,18 @@ def compress(
     out: Annotated[Path, typer.Option(help="The compressed model (safetensors).")],
     flops: Annotated[float | None, typer.Option(help="How many times fewer convolution FLOPs.")] = None,
     params: Annotated[float | None, typer.Option(help="How many times fewer parameters of convolutions.")] = None,
+    bytes_: Annotated[float | None, typer.Option("--bytes", help="How many times fewer bytes of convolutions.")] = None,
+    latency: Annotated[
+        float | None, typer.Option(help="How many times faster convolutions; measures this machine once.")
+    ] = None,
     energy: Annotated[float | None, typer.Option(help="Instead: share of output energy to keep, 0..1.")] = None,
     regions: Annotated[int, typer.Option(help="Spatial regions a layer, at most.")] = 16,
     region_method: Annotated[str, typer.Option(help="kmeans, grid or none.")] = "kmeans",
     clusters: Annotated[int, typer.Option(help="Channel clusters a region, at most.")] = 2,
     factorization: Annotated[str, typer.Option(help="activation or weight.")] = "activation",
     reconstruction: Annotated[str, typer.Option(help="sequential or independent.")] = "sequential",
+    faster_only: Annotated[bool, typer.Option("--faster-only", help="Layers that would not get faster stay.")] = False,
+    latency_batch: Annotated[int, typer.Option(min=1, help="Images of the calls whose time counts.")] = 1,
     skip: Annotated[list[str] | None, typer.Option(help="Name of a layer to leave alone; repeat for several.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Calibration images used at most.")] = 512,
     batch: Batch = 32,
@@ -88,17 +94,18 @@ def compress(
 
     _set_threads(threads)
     config = Config(
-        budget=Budget(flops=flops, params=params, energy=energy),
+        budget=Budget(flops=flops, params=params, bytes=bytes_, latency=latency, energy=energy),
         factorization=factorization,
         regions=regions,
         region_method=region_method,
         clusters=clusters,
         reconstruction=reconstruction,
+        faster_only=faster_only,
+        latency_batch=latency_batch,
         skip=skip or (),
         seed=seed,
     )
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"out: got {str(out)!r}, expected a file in an existing folder")
+    _check_folder(out)
     network, spec = load_model(model, weights)
     pictures = Pictures(data, spec)
     step = max(len(pictures) // limit, 1)  # spread over the whole folder: files are often sorted by class
@@ -108,6 +115,57 @@ def compress(
     typer.echo(str(report))
     typer.echo(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB).")
     _write_json(json_file, report.to_dict())
+
+
+@app.command()
+def finetune(
+    model: Model,
+    weights: Weights,
+    student: Annotated[Path, typer.Option(help="The compressed model, from hscc compress.")],
+    data: Annotated[Path, typer.Option(help="Folder of training images (no labels needed, sub-folders are read).")],
+    out: Annotated[Path, typer.Option(help="The fine-tuned model (safetensors).")],
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 2,
+    validation: Annotated[Path | None, typer.Option(help="Folder of other images, to keep the best epoch.")] = None,
+    rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 1e-3,
+    batch: Batch = 32,
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffling.")] = 0,
+    json_file: Json = None,
+) -> None:
+    """Trains a compressed network to give the outputs of the dense one; an interrupted run goes on when run again.
+
+    Example: hscc finetune --model my_model.py:build --weights w.safetensors --student small.safetensors
+    --data images/ --epochs 5 --out tuned.safetensors
+    """
+    from torch.utils.data import DataLoader
+
+    from . import finetune as train
+    from . import load_, save
+    from .images import METADATA_KEY, Pictures
+    from .loading import build_model, load_model
+
+    _set_threads(threads)
+    _check_folder(out)
+    teacher, spec = load_model(model, weights)
+    network = build_model(model)
+    report = load_(network, student)
+    state = out.with_name(f"{out.name}.state")
+    losses = train(
+        network,
+        teacher,
+        DataLoader(Pictures(data, spec), batch, shuffle=True),
+        epochs=epochs,
+        validation=None if validation is None else DataLoader(Pictures(validation, spec), batch),
+        rate=rate,
+        checkpoint=state,
+        seed=seed,
+        show_progress=True,
+    )
+    save(network, out, report=report, metadata={METADATA_KEY: spec.to_json()})
+    state.unlink(missing_ok=True)
+    told = losses.validation or losses.training
+    typer.echo(f"loss {' > '.join(f'{loss:.4g}' for loss in told)}; kept epoch {losses.best_epoch}. Wrote {out}.")
+    _write_json(json_file, losses.to_dict())
 
 
 @app.command()
@@ -161,6 +219,11 @@ def _set_threads(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _check_folder(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"out: got {str(out)!r}, expected a file in an existing folder")
 
 
 def _write_json(path: Path | None, data: dict) -> None:

@@ -12,12 +12,13 @@ from torch import nn
 
 from . import baselines, calibrate, regions, search, sensitivity, structure, surgery
 from .chains import Chain
-from .config import Config
-from .layer import HSCConv2d
+from .config import REDUCTIONS, Config
+from .latency import Machine
 from .ranks import Cost
 from .report import LayerReport, Report
 from .stats import SplitMoments
 from .structure import LayerPlan, LayerStats
+from .work import Work
 
 FEW_IMAGES = 64
 
@@ -29,34 +30,33 @@ class CompressionPlan:
     config: Config
     layers: dict[str, LayerPlan] | dict[str, Chain]
     targets: surgery.Targets
-    other_flops: dict[str, int]
+    others: dict[str, Cost]
     warnings: tuple[str, ...] = ()
+    machine: Machine | None = None
 
     def report(self) -> Report:
         """What the compressed model will hold, and the errors predicted on calibration data kept apart."""
         if self.config.method in baselines.METHODS:
             rows = [baselines.row(layer, self.targets.names) for layer in self.layers.values()]
         else:
-            rows = [_planned(layer, self.targets) for layer in self.layers.values()]
-        return Report(tuple(rows + self._untouched()), self.warnings)
+            rows = [_layer_row(layer, self.targets, layer.choice.cost) for layer in self.layers.values()]
+        return self._report(rows)
 
-    def _untouched(self) -> list[LayerReport]:
-        """The rows of convolutions that cannot be compressed."""
-        rows = []
-        for name, flops in self.other_flops.items():
-            parameters = self.targets.parameters[name]
-            shared = self.targets.names[name][1:]
-            reason = self.targets.skipped[name]
-            rows.append(LayerReport(name, flops, flops, parameters, parameters, reason=reason, shared_with=shared))
-        return rows
+    def _report(self, rows: list[LayerReport]) -> Report:
+        """Of these rows and those of convolutions that cannot be compressed."""
+        untouched = [
+            _row(name, self.targets, cost, cost, self.machine, reason=self.targets.skipped[name])
+            for name, cost in self.others.items()
+        ]
+        return Report(tuple(rows + untouched), self.warnings, self.machine and self.machine.error)
 
 
 def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_progress: bool = False) -> Report:
     """Compresses a trained model in place.
 
     Args:
-        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (``nn.Sequential`` for the methods
-            "tucker2" and "spatial_svd"), all else stays.
+        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (an ``nn.Sequential`` of them for
+            the methods "tucker2" and "spatial_svd"), all else stays.
         calibration: re-iterable batches (tensor, tuple or list whose first item is the input, or dict of keywords);
             a few hundred unlabelled samples of one size.
         config: what to do and how far.
@@ -90,16 +90,18 @@ def plan(model: nn.Module, calibration: Iterable, config: Config, *, show_progre
     for name in [name for name in targets.layers if name not in profiles]:
         targets.layers.pop(name)
         targets.skipped[name] = "did not run on the calibration data"
-    skipped = {name: model.get_submodule(name) for name in targets.skipped}
-    targets.parameters.update({name: sum(p.numel() for p in conv.parameters()) for name, conv in skipped.items()})
-    other = calibrate.count_flops(model, calibration, skipped)
+    machine, seconds = _times(model, calibration, targets, config, show_progress)
+    others = _others(model, calibration, targets, seconds)
     if config.method in baselines.METHODS:
         seen = baselines.look(model, calibration, profiles, config, show_progress)
-        limit = _limit(_sum(layer.dense for layer in seen.values()), _fixed(targets, other), config)
-        return CompressionPlan(config, baselines.with_ranks(seen, limit, config.budget.energy), targets, other)
+        limit = _limit(_sum(layer.dense for layer in seen.values()), _sum(others.values()), config)
+        return CompressionPlan(config, baselines.with_ranks(seen, limit, config.budget.energy), targets, others)
     stats = _look(model, calibration, targets.layers, profiles, config, show_progress)
+    if machine:
+        stats = {name: replace(layer, machine=machine, dense_seconds=seconds[name]) for name, layer in stats.items()}
     images = max((layer.profile.images // layer.profile.calls for layer in stats.values()), default=0)
-    return CompressionPlan(config, _choose(stats, targets, other, config), targets, other, _warnings(images))
+    layers = _choose(stats, _sum(others.values()), config)
+    return CompressionPlan(config, layers, targets, others, _warnings(images), machine)
 
 
 def apply_(
@@ -135,11 +137,34 @@ def apply_(
                 fitted[name] = structure.fit(layer, layer.stats.moments.total(), config, None)
             if sequential:
                 surgery.swap_(student, plan.targets.names[name], fitted[name])
-        rows = [_done(layer, fitted.get(name), plan.targets) for name, layer in plan.layers.items()]
+        costs = {name: plan.layers[name].stats.cost(Work.of(module.plan)) for name, module in fitted.items()}
+        rows = [_layer_row(layer, plan.targets, costs.get(name)) for name, layer in plan.layers.items()]
     for name, module in fitted.items():
         surgery.swap_(model, plan.targets.names[name], module)
     surgery.channels_last_(model)
-    return Report(tuple(rows + plan._untouched()), plan.warnings)
+    return plan._report(rows)
+
+
+def _times(model, calibration, targets: surgery.Targets, config: Config, show: bool):
+    """(the machine's speed, seconds of all calls of each convolution), where they count."""
+    if not config.timed or not targets.layers:
+        return None, {}
+    names = [*targets.layers, *targets.skipped]
+    convs = {name: model.get_submodule(name) for name in names}
+    sizes = calibrate.input_sizes(model, calibration, convs)
+    machine = Machine.measured(next(iter(convs.values())).weight.detach(), config.latency_batch, show)
+    return machine, machine.dense_seconds({name: (conv, sizes[name]) for name, conv in convs.items()}, show)
+
+
+def _others(model, calibration, targets: surgery.Targets, seconds: Mapping[str, float]) -> dict[str, Cost]:
+    """What the convolutions that cannot be compressed cost."""
+    convs = {name: model.get_submodule(name) for name in targets.skipped}
+    flops = calibrate.count_flops(model, calibration, convs)
+    numbers = {name: sum(p.numel() for p in conv.parameters()) for name, conv in convs.items()}
+    return {
+        name: Cost(flops[name], numbers[name], numbers[name] * conv.weight.element_size(), seconds.get(name, 0))
+        for name, conv in convs.items()
+    }
 
 
 def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config: Config, show: bool):
@@ -161,7 +186,7 @@ def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config:
     }
 
 
-def _choose(stats: Mapping[str, LayerStats], targets: surgery.Targets, other: dict[str, int], config: Config):
+def _choose(stats: Mapping[str, LayerStats], fixed: Cost, config: Config):
     """The structure and ranks of every layer within the budget."""
     found = {name: structure.options(layer, config) for name, layer in stats.items()}
     if config.budget.energy is not None:
@@ -169,27 +194,23 @@ def _choose(stats: Mapping[str, LayerStats], targets: surgery.Targets, other: di
     else:
         dense = _sum(layer.dense for layer in stats.values())
         options = {name: [option for _, option in several] for name, several in found.items()}
-        chosen = search.choose(options, dense, _limit(dense, _fixed(targets, other), config)) if options else {}
+        chosen = search.choose(options, dense, _limit(dense, fixed, config)) if options else {}
     return {name: LayerPlan(stats[name], found[name][index][0], choice) for name, (index, choice) in chosen.items()}
-
-
-def _fixed(targets: surgery.Targets, other: Mapping[str, int]) -> Cost:
-    return Cost(sum(other.values()), sum(targets.parameters.values()))
 
 
 def _limit(dense: Cost, fixed: Cost, config: Config) -> Cost:
     """What the budget leaves to the layers, whose dense cost is given; ``fixed`` is what cannot be compressed.
 
-    A FLOPs budget alone never stores more than the dense model.
+    Whatever is limited, no more numbers are stored than in the dense model.
     """
     left = []
-    for name, words, all_dense, stays in zip(("flops", "params"), ("FLOPs", "parameters"), dense, fixed, strict=True):
+    for name, all_dense, stays in zip(REDUCTIONS, dense, fixed, strict=True):
         reduction = getattr(config.budget, name) or (1 if name == "params" else None)
         left.append(math.inf if reduction is None else (all_dense + stays) / reduction - stays)
         if left[-1] < 0:
             raise ValueError(
-                f"budget: got {reduction:g}x fewer {words}, expected at most {(all_dense + stays) / stays:.2f}x: "
-                "the layers that cannot be compressed need the rest"
+                f"budget: got {name}={reduction:g}, expected at most {(all_dense + stays) / stays:.2f}: the layers "
+                "that cannot be compressed need the rest"
             )
     return Cost(*left)
 
@@ -204,31 +225,38 @@ def _warnings(images: int) -> tuple[str, ...]:
     return (f"{images} calibration images: got fewer than {FEW_IMAGES}, so regions and ranks rest on little",)
 
 
-def _planned(layer: LayerPlan, targets: surgery.Targets) -> LayerReport:
-    stats = layer.stats
-    return _row(layer, targets, int(layer.choice.cost.flops), int(layer.choice.cost.parameters), stats.dense)
+def _layer_row(layer: LayerPlan, targets: surgery.Targets, cost: Cost | None) -> LayerReport:
+    """Of a layer that was looked at; ``cost`` is what its factors take, if it has any."""
+    name, dense, machine = layer.stats.name, layer.stats.dense, layer.stats.machine
+    if not layer.stays_dense:
+        return _row(
+            name,
+            targets,
+            dense,
+            cost,
+            machine,
+            ranks=layer.region_ranks,
+            rows=layer.choice.pool or 0,
+            region_sizes=tuple(layer.structure.regions.sizes()),
+            error=layer.error,
+        )
+    reason = "factors would not be cheaper under this budget"
+    if (slower := layer.choice.slower) is not None:
+        reason = f"factors would take {1e3 * slower:.3f} ms, the dense layer {1e3 * dense.seconds:.3f} ms"
+    return _row(name, targets, dense, dense, machine, reason=f"stays dense: {reason}")
 
 
-def _done(layer: LayerPlan, fitted: HSCConv2d | None, targets: surgery.Targets) -> LayerReport:
-    dense = layer.stats.dense
-    if fitted is None:
-        return _row(layer, targets, dense.flops, dense.parameters, dense)
-    packed = fitted.plan
-    return _row(layer, targets, packed.flops() * layer.stats.profile.calls, packed.parameters(), dense)
-
-
-def _row(layer: LayerPlan, targets: surgery.Targets, flops: int, parameters: int, dense: Cost) -> LayerReport:
-    name, stays = layer.stats.name, layer.stays_dense
+def _row(name: str, targets: surgery.Targets, dense: Cost, cost: Cost, machine: Machine | None, **rest) -> LayerReport:
     return LayerReport(
         name=name,
         dense_flops=dense.flops,
-        flops=dense.flops if stays else flops,
+        flops=int(cost.flops),
         dense_parameters=dense.parameters,
-        parameters=dense.parameters if stays else parameters,
-        ranks=() if stays else layer.region_ranks,
-        rows=0 if stays else layer.choice.pool or 0,
-        region_sizes=() if stays else tuple(layer.structure.regions.sizes()),
-        error=0.0 if stays else layer.error,
-        reason="stays dense: factors would not be cheaper under this budget" if stays else None,
+        parameters=int(cost.parameters),
+        dense_bytes=dense.bytes,
+        bytes=int(cost.bytes),
+        dense_ms=1e3 * dense.seconds if machine else None,
+        ms=1e3 * cost.seconds if machine else None,
         shared_with=targets.names[name][1:],
+        **rest,
     )

@@ -7,29 +7,35 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 _VERSION = 1
+REDUCTIONS = ("flops", "params", "bytes", "latency")  # the limits that can stand together, as costs are ordered
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How far to go; every limit that is given holds.
+    """How far to go; every limit that is given holds. Reductions are of all convolutions together, at least 1.
 
     Args:
-        flops: reduction of the convolutions' FLOPs, whole network (3 means a third), at least 1.
-        params: reduction of the numbers that the convolutions store, at least 1.
+        flops: reduction of FLOPs (3 means a third).
+        params: reduction of the numbers stored. At least 1 with any other reduction: nothing ever grows.
+        bytes: reduction of the bytes stored: numbers in the layer's dtype and the int32 tensors that say which
+            positions, rows and channels belong together.
+        latency: speed-up over the dense convolutions' measured time, as predicted for this machine, device, dtype,
+            number of threads and ``Config.latency_batch``. A layer that would not get faster stays dense.
         energy: share of each cluster's output energy to keep, in (0, 1]; stands alone.
     """
 
     flops: float | None = None
     params: float | None = None
     energy: float | None = None
+    bytes: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.flops is None and self.params is None) == (self.energy is None):
-            raise ValueError(
-                f"budget: got flops={self.flops}, params={self.params} and energy={self.energy}, "
-                "expected either reductions or an energy"
-            )
-        for name in ("flops", "params"):
+        reductions = {name: getattr(self, name) for name in REDUCTIONS}
+        if all(value is None for value in reductions.values()) == (self.energy is None):
+            got = ", ".join(f"{name}={value}" for name, value in reductions.items())
+            raise ValueError(f"budget: got {got} and energy={self.energy}, expected either reductions or an energy")
+        for name in REDUCTIONS:
             value = getattr(self, name)
             if value is not None and not value >= 1:
                 raise ValueError(f"budget: got {name}={value}, expected a reduction of at least 1")
@@ -81,6 +87,9 @@ class Config:
             budgets and "weight" factors do not use it.
         rank_multiple: ranks are multiples of this.
         ridge: shrinkage of the sequential fit, relative to the mean variance.
+        faster_only: leave layers dense that would not get faster on this machine, which is measured for that once
+            (some seconds; see ``hscc.latency``). Always so with a latency budget.
+        latency_batch: images of the calls whose time counts.
         skip: names of layers to leave alone.
         seed: of the clusterings.
     """
@@ -97,6 +106,8 @@ class Config:
     sensitivity: bool = True
     rank_multiple: int = 1
     ridge: float = 1e-3
+    faster_only: bool = False
+    latency_batch: int = 1
     skip: Sequence[str] = ()
     seed: int = 0
 
@@ -107,12 +118,19 @@ class Config:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {list(choices)}")
-        for name in ("regions", "clusters", "rank_multiple"):
+        for name in ("regions", "clusters", "rank_multiple", "latency_batch"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+        if self.timed and self.method in ("tucker2", "spatial_svd"):
+            raise ValueError(f"method: got {self.method!r}, whose time is not known, expected 'hscc' or 'svd'")
         if not self.ridge >= 0:
             raise ValueError(f"ridge: got {self.ridge}, expected a number of at least 0")
+
+    @property
+    def timed(self) -> bool:
+        """Whether the machine's speed counts."""
+        return self.faster_only or self.budget.latency is not None
 
     def to_json(self) -> str:
         return json.dumps({"_type": "hscc.Config", "_version": _VERSION, **asdict(self)})

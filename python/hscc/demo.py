@@ -18,6 +18,7 @@ from .compress import compress_
 from .config import Config, flops
 from .evaluate import Evaluation, evaluate, latency
 from .images import ImageSpec
+from .latency import processor
 from .loading import load_model, load_module
 from .report import Report
 
@@ -57,7 +58,7 @@ def run(
     figures.ranks(reports, out / "ranks.png")
     result = {
         "data": "synthetic brain-MRI-like slices; no medical images",
-        "machine": {"processor": _processor(), "threads": torch.get_num_threads()},
+        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
         "versions": {"hscc": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "classes": list(spec.classes),
         "calibration_images": calibration_images,
@@ -89,13 +90,3 @@ def _row(model: nn.Module, report: Report | None, evaluation: Evaluation, own: d
         "conversion": {n: s / reduction for n, s in speedup.items()},
         "compression": report.to_dict() if report else None,
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

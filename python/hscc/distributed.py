@@ -24,6 +24,11 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def rank() -> int:
+    """Of this process, from 0."""
+    return dist.get_rank() if _several() else 0
+
+
 def sum_(*tensors: Tensor) -> None:
     """Adds up each tensor over the ranks, in place."""
     if _several():

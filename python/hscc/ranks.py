@@ -1,7 +1,9 @@
-"""Prices decide ranks: at a price for FLOPs and for parameters, take every direction that gains more than it costs."""
+"""Prices decide ranks: at prices for all that is limited, take every direction that gains more than it costs."""
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,19 +13,34 @@ DENSE = -1
 
 
 class Cost(NamedTuple):
-    """FLOPs of one image and numbers stored; as a price, gain per FLOP and per number."""
+    """FLOPs of one image, numbers and bytes stored, seconds of a call; as a price, gain per unit of each."""
 
     flops: float
     parameters: float
+    bytes: float = 0
+    seconds: float = 0
 
     def at(self, price: Cost) -> float:
-        return self.flops * price.flops + self.parameters * price.parameters
+        (flops, parameters, size, seconds), (a, b, c, d) = self, price  # written out: the search lives here
+        return flops * a + parameters * b + size * c + seconds * d
 
     def times(self, factor: float) -> Cost:
-        return Cost(self.flops * factor, self.parameters * factor)
+        return Cost(*(amount * factor for amount in self))
 
     def plus(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.parameters + other.parameters)
+        return Cost(*map(operator.add, self, other))
+
+    def within(self, limit: Cost) -> bool:
+        return all(map(operator.le, self, limit))
+
+    def against(self, limit: Cost) -> str:
+        """For messages: what of this is limited."""
+        units = ("FLOPs", "parameters", "bytes", "seconds")
+        limited = zip(self, units, limit, strict=True)
+        return ", ".join(f"{amount:.4g} {unit}" for amount, unit, most in limited if math.isfinite(most))
+
+
+UNLIMITED = Cost(math.inf, math.inf, math.inf, math.inf)
 
 
 class Group(NamedTuple):
@@ -66,23 +83,31 @@ class Group(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a layer gets at a price: total gain, cost, and the rank of each group (or region, with shared rows)."""
+    """What a layer gets at a price: total gain, cost, and the rank of each group (or region, with shared rows).
+
+    ``slower`` is the seconds of factors that were passed over because the dense layer takes no more.
+    """
 
     gain: float
     cost: Cost
     ranks: tuple[int, ...]
     pool: int | None = None
+    slower: float | None = None
 
     def value(self, price: Cost) -> float:
         return self.gain - self.cost.at(price)
 
 
 class Own(NamedTuple):
-    """Every cluster has rows of its own; ``base`` is what the region biases alone gain, ``dense`` the layer's cost."""
+    """Every cluster has rows of its own.
+
+    ``base`` is what the region biases alone gain, ``fixed`` what the structure costs at rank 0, ``dense`` the layer's
+    cost as it is.
+    """
 
     groups: Sequence[Group]
     base: float
-    biases: int
+    fixed: Cost
     multiple: int
     dense: Cost | None = None
 
@@ -95,7 +120,7 @@ class Own(NamedTuple):
     def choice(self, ranks: Sequence[int]) -> Choice:
         if self.dense and all(rank == DENSE for rank in ranks):  # then the layer stays as it is
             return Choice(1.0, self.dense, tuple(ranks))
-        gain, cost = self.base, Cost(0, self.biases)
+        gain, cost = self.base, self.fixed
         for group, rank in zip(self.groups, ranks, strict=True):
             gain += group.gain(rank)
             cost = cost.plus(group.total(rank))
@@ -114,7 +139,7 @@ class Shared(NamedTuple):
     use: Sequence[Cost]
     row: Cost
     base: float
-    biases: int
+    fixed: Cost
 
     def at(self, price: Cost) -> Choice:
         net = self.gains - np.array([[use.at(price)] for use in self.use])
@@ -122,7 +147,30 @@ class Shared(NamedTuple):
         wanted &= (np.where(wanted, net, 0).sum(0) > self.row.at(price))[None]
         ranks = wanted.sum(1)
         pool = int(wanted.any(0).sum())
-        cost = self.row.times(pool).plus(Cost(0, self.biases))
+        cost = self.row.times(pool).plus(self.fixed)
         for rank, use in zip(ranks, self.use, strict=True):
             cost = cost.plus(use.times(int(rank)))
         return Choice(self.base + float(self.gains[wanted].sum()), cost, tuple(map(int, ranks)), pool)
+
+
+class Faster(NamedTuple):
+    """An option of a layer that stays dense where that takes no more time, or is worth more."""
+
+    option: Own | Shared
+    dense: Cost
+
+    def at(self, price: Cost) -> Choice:
+        choice = self._unless_slower(self.option.at(price))
+        return max(choice, self._as_it_is(choice), key=lambda c: c.value(price))
+
+    def keeping(self, share: float) -> Choice:
+        return self._unless_slower(self.option.keeping(share))
+
+    def _unless_slower(self, choice: Choice) -> Choice:
+        if choice.cost.seconds < self.dense.seconds:
+            return choice
+        dense = self._as_it_is(choice)
+        return dense if choice.ranks == dense.ranks else dense._replace(slower=choice.cost.seconds)
+
+    def _as_it_is(self, choice: Choice) -> Choice:
+        return Choice(1.0, self.dense, (DENSE,) * len(choice.ranks))

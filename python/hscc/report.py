@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 class LayerReport:
     """One convolution. FLOPs are for one image; a dense layer has no ranks, and ``reason`` says why it stayed so.
 
+    Bytes are those of numbers and index tensors. Milliseconds are for a call, measured for the dense layer and
+    predicted for the compressed one; None where the machine's speed did not count.
+
     ``rows`` is the size of the pool that regions share; 0 where every region has rows of its own.
     ``error`` is the share of the layer's output energy (weighted by sensitivity) that the factors are predicted to
     miss, on calibration samples that they were not made from.
@@ -19,6 +22,10 @@ class LayerReport:
     flops: int
     dense_parameters: int
     parameters: int
+    dense_bytes: int = 0
+    bytes: int = 0
+    dense_ms: float | None = None
+    ms: float | None = None
     ranks: tuple[tuple[int | None, ...], ...] = ()
     rows: int = 0
     region_sizes: tuple[int, ...] = ()
@@ -29,10 +36,14 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Totals are over all convolutions of the model, the untouched ones with their FLOPs."""
+    """Totals are over all convolutions of the model, the untouched ones with their FLOPs.
+
+    ``latency_error`` is the median relative error of the predicted times, on layer shapes that they were not made from.
+    """
 
     layers: tuple[LayerReport, ...]
     warnings: tuple[str, ...] = ()
+    latency_error: float | None = None
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -63,10 +74,36 @@ class Report:
     def parameter_reduction(self) -> float:
         return self.dense_parameters / max(self.parameters, 1)
 
+    @property
+    def dense_bytes(self) -> int:
+        return sum(layer.dense_bytes for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def byte_reduction(self) -> float:
+        return self.dense_bytes / max(self.bytes, 1)
+
+    @property
+    def dense_ms(self) -> float | None:
+        return None if self.latency_error is None else sum(layer.dense_ms for layer in self.layers)
+
+    @property
+    def ms(self) -> float | None:
+        return None if self.latency_error is None else sum(layer.ms for layer in self.layers)
+
+    @property
+    def speedup(self) -> float | None:
+        """Predicted, of all convolutions."""
+        return None if self.latency_error is None else self.dense_ms / self.ms
+
     def to_dict(self) -> dict:
         """Plain data for JSON."""
-        totals = ("dense_flops", "flops", "flop_reduction", "dense_parameters", "parameters", "parameter_reduction")
-        return {**asdict(self), **{name: getattr(self, name) for name in totals}}
+        reductions = ("flop_reduction", "parameter_reduction", "byte_reduction", "speedup")
+        totals = (f"{dense}{name}" for name in ("flops", "parameters", "bytes", "ms") for dense in ("dense_", ""))
+        return {**asdict(self), **{name: getattr(self, name) for name in (*totals, *reductions)}}
 
     @classmethod
     def from_dict(cls, data: dict) -> Report:
@@ -81,13 +118,14 @@ class Report:
             )
             for layer in data["layers"]
         )
-        return cls(layers, tuple(data["warnings"]))
+        return cls(layers, tuple(data["warnings"]), data.get("latency_error"))
 
     def __str__(self) -> str:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table("layer", "regions", "ranks", "MFLOP", "fewer", "parameters", "error")
+        timed = self.latency_error is not None
+        table = Table("layer", "regions", "ranks", "MFLOP", "fewer", "parameters", "error", *(["ms"] if timed else []))
         for layer in self.layers:
             table.add_row(
                 layer.name,
@@ -97,6 +135,7 @@ class Report:
                 f"{layer.dense_flops / max(layer.flops, 1):.2f}x",
                 f"{layer.dense_parameters} > {layer.parameters}",
                 f"{layer.error:.4f}",
+                *([f"{layer.dense_ms:.3f} > {layer.ms:.3f}"] if timed else []),
             )
         table.add_section()
         table.add_row(
@@ -106,10 +145,15 @@ class Report:
             f"{self.dense_flops / 1e6:.1f} > {self.flops / 1e6:.1f}",
             f"{self.flop_reduction:.2f}x",
             f"{self.dense_parameters} > {self.parameters}",
+            "",
+            *([f"{self.dense_ms:.3f} > {self.ms:.3f}"] if timed else []),
         )
         console = Console(width=120)
         with console.capture() as capture:
             console.print(table)
+            size = f"{self.dense_bytes / 1e6:.2f} > {self.bytes / 1e6:.2f} MB ({self.byte_reduction:.2f}x)"
+            speed = f", {self.speedup:.2f}x faster (predicted; median error {self.latency_error:.0%})" if timed else ""
+            console.print(f"convolutions: {size}{speed}", markup=False, highlight=False)
             for warning in self.warnings:
                 console.print(f"warning: {warning}", markup=False, highlight=False)
         return capture.get()

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .ranks import Choice, Cost, Own, Shared
+from .ranks import Choice, Cost, Faster, Own, Shared
 
 FLOPS_PER_PARAMETER = (
     12.0  # what one number stored weighs where only FLOPs are limited: rows for few positions are not free
 )
-DIRECTIONS = 7  # price ratios tried when FLOPs and parameters are both limited
+DIRECTIONS = 7  # price ratios tried where work (FLOPs, seconds) and storage (parameters, bytes) are limited
+BLENDS = 3  # and those of FLOPs and seconds
 
-Options = Mapping[str, Sequence[Own | Shared]]
+Options = Mapping[str, Sequence[Own | Shared | Faster]]
 Chosen = dict[str, tuple[int, Choice]]
 
 
 def choose(options: Options, dense: Cost, limit: Cost) -> Chosen:
     """For each layer the number of its option and what it takes; all within ``limit`` (infinite where there is none).
 
-    A Lagrangian search: at given prices layers decide alone; prices rise until the limits hold. Where both FLOPs and
-    parameters are limited, several ratios of the prices are tried and the best result is taken.
+    A Lagrangian search: at given prices layers decide alone; prices rise until the limits hold. Where several things
+    are limited, several ratios of the prices are tried and the best result is taken.
     """
     best: tuple[float, Chosen] | None = None
     for direction in _directions(dense, limit):
@@ -35,11 +37,23 @@ def choose(options: Options, dense: Cost, limit: Cost) -> Chosen:
 
 
 def _directions(dense: Cost, limit: Cost) -> list[Cost]:
-    flops, parameters = 1 / dense.flops, 1 / dense.parameters
-    read = FLOPS_PER_PARAMETER / dense.flops
-    if np.isinf(limit.flops):
-        return [Cost(0.05 * flops, parameters)]
-    return [Cost((1 - t) * flops, t * parameters + (1 - t) * read) for t in np.linspace(0, 0.98, DIRECTIONS)]
+    def unit(name: str) -> Cost:
+        return Cost(0, 0)._replace(**{name: 1 / getattr(dense, name)})
+
+    def limited(*names: str) -> list[str]:
+        return [name for name in names if np.isfinite(getattr(limit, name))]
+
+    flops = unit("flops")._replace(parameters=FLOPS_PER_PARAMETER / dense.flops)
+    work = [flops if name == "flops" else unit(name) for name in limited("flops", "seconds")]
+    storage = functools.reduce(Cost.plus, map(unit, limited("parameters", "bytes") or ["parameters"]))
+    if not work:
+        return [storage._replace(flops=0.05 * flops.flops)]
+    blends = work if len(work) == 1 else [_between(*work, t) for t in np.linspace(0, 1, BLENDS)]
+    return [_between(price, storage, t) for price in blends for t in np.linspace(0, 0.98, DIRECTIONS)]
+
+
+def _between(one: Cost, other: Cost, t: float) -> Cost:
+    return one.times(1 - t).plus(other.times(t))
 
 
 def _within(options: Options, direction: Cost, limit: Cost) -> Chosen:
@@ -55,8 +69,7 @@ def _within(options: Options, direction: Cost, limit: Cost) -> Chosen:
         return chosen
 
     def fits(chosen: Chosen) -> bool:
-        costs = [choice.cost for _, choice in chosen.values()]
-        return sum(c.flops for c in costs) <= limit.flops and sum(c.parameters for c in costs) <= limit.parameters
+        return _total(chosen).within(limit)
 
     low, high = -16.0, 8.0  # powers of ten
     result = at(10**low)
@@ -64,10 +77,9 @@ def _within(options: Options, direction: Cost, limit: Cost) -> Chosen:
         return result
     result = at(10**high)
     if not fits(result):
-        costs = [choice.cost for _, choice in result.values()]
         raise ValueError(
-            f"budget: got a limit of {limit.flops:.4g} FLOPs and {limit.parameters:.4g} parameters, expected at least "
-            f"{sum(c.flops for c in costs):.4g} and {sum(c.parameters for c in costs):.4g}, which biases alone take"
+            f"budget: got a limit of {limit.against(limit)}, expected at least {_total(result).against(limit)}, which "
+            "the layers take with biases alone, or dense where factors would not be faster"
         )
     for _ in range(40):
         middle = (low + high) / 2
@@ -77,3 +89,7 @@ def _within(options: Options, direction: Cost, limit: Cost) -> Chosen:
         else:
             low = middle
     return result
+
+
+def _total(chosen: Chosen) -> Cost:
+    return functools.reduce(Cost.plus, (choice.cost for _, choice in chosen.values()), Cost(0, 0))

@@ -34,7 +34,7 @@ def measure(
         )
         for name, layer in layers.items()
     }
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + distributed.rank())
     seen: dict[str, list[Tensor]] = {}
 
     def hook(name: str):

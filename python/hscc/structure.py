@@ -19,17 +19,22 @@ from hscc_kernels import ClusterFactors, RegionFactors
 from . import clusters, factors, ranks, regions
 from .config import Config
 from .factors import Metric, Spectrum
+from .latency import Machine
 from .layer import HSCConv2d, dense_bias, weight_rows
-from .ranks import Choice, Cost, Group, Own, Shared
+from .ranks import Choice, Cost, Faster, Group, Own, Shared
 from .regions import RegionMap
 from .stats import Moments, Profile, RegionMoments, SplitMoments, pooled
+from .work import Work
 
 CLUSTERS_PAY = 0.25  # share of U in a rank's FLOPs below which clusters, which split only U, cannot win
 
 
 @dataclass(frozen=True)
 class LayerStats:
-    """All that calibration says of a layer: gram (O, O) sensitivity, weights (cells,) of a position of each cell."""
+    """All that calibration says of a layer: gram (O, O) sensitivity, weights (cells,) of a position of each cell.
+
+    Where the machine's speed counts, it is ``machine``, and ``dense_seconds`` what the dense layer takes on it.
+    """
 
     name: str
     conv: nn.Conv2d
@@ -38,6 +43,8 @@ class LayerStats:
     moments: SplitMoments
     gram: Tensor
     weights: Tensor
+    machine: Machine | None = None
+    dense_seconds: float = 0.0
 
     @property
     def positions(self) -> int:
@@ -50,7 +57,17 @@ class LayerStats:
     @property
     def dense(self) -> Cost:
         flops = 2 * self.profile.calls * self.positions * self.conv.weight.numel()
-        return Cost(flops, sum(p.numel() for p in self.conv.parameters()))
+        numbers = sum(p.numel() for p in self.conv.parameters())
+        return Cost(flops, numbers, numbers * self.conv.weight.element_size(), self.dense_seconds)
+
+    def cost(self, work: Work) -> Cost:
+        """Of a part of the factored layer that does this for one image in one call."""
+        return Cost(
+            2 * self.profile.calls * (work.first + work.second + work.pointwise_macs),
+            work.numbers,
+            work.numbers * self.conv.weight.element_size() + 4 * work.indices,
+            self.profile.calls * self.machine.seconds(work) if self.machine else 0,
+        )
 
     @cached_property
     def everything(self) -> tuple[Tensor, Metric]:
@@ -83,7 +100,7 @@ class LayerPlan:
 
     @property
     def stays_dense(self) -> bool:
-        return not self.structure.shared and all(rank == ranks.DENSE for rank in self.choice.ranks)
+        return all(rank == ranks.DENSE for rank in self.choice.ranks)
 
     @property
     def region_ranks(self) -> tuple[tuple[int | None, ...], ...]:
@@ -97,7 +114,7 @@ class LayerPlan:
         return min(max(1 - self.choice.gain, 0.0), 1.0)
 
 
-def options(stats: LayerStats, config: Config) -> list[tuple[Structure, Own | Shared]]:
+def options(stats: LayerStats, config: Config) -> list[tuple[Structure, Own | Shared | Faster]]:
     """The structures that a layer may have, with what they gain and cost at every rank."""
     split = config.budget.energy is None and min(half.count.min().item() for half in stats.moments.halves) > 0
     seen, unseen = stats.moments.halves if split else (stats.moments.total(),) * 2
@@ -106,9 +123,10 @@ def options(stats: LayerStats, config: Config) -> list[tuple[Structure, Own | Sh
     for structure in _structures(stats, config):
         fitted, tested = (_region_moments(m, stats, structure.members) for m in (seen, unseen))
         if structure.shared:
-            found.append((structure, _shared(stats, structure, fitted, tested, total, config)))
+            option = _shared(stats, structure, fitted, tested, total, config)
         else:
-            found.append((structure, _own(stats, structure, fitted, tested, total, config)))
+            option = _own(stats, structure, fitted, tested, total, config)
+        found.append((structure, Faster(option, stats.dense) if stats.machine else option))
     return found
 
 
@@ -197,16 +215,23 @@ def _own(stats, structure, fitted, tested, total, config: Config) -> Own:
                 spectrum = factors.from_activations(old, channels, metric)
                 gains, all_gains = factors.held_out_gains(spectrum, metric, new, channels)
             rest = 0.0 if all_gains is None else max(all_gains - gains.sum().item(), 0.0)
-            flops, count = 2 * stats.profile.calls * size, len(channels)
+            count = len(channels)
+            row = Work(first=size * stats.patch, values=size, numbers=stats.patch, indices=1)
             groups.append(
                 Group(
                     gains.cpu().numpy() * share / energy,
                     rest * share / energy,
-                    Cost(flops * (stats.patch + count), stats.patch + count),
-                    Cost(flops * stats.patch * count, stats.patch * count),
+                    stats.cost(row._replace(second=size * count, numbers=stats.patch + count)),
+                    stats.cost(row).times(count),
                 )
             )
-    return Own(groups, base, len(structure.members) * stats.conv.out_channels, config.rank_multiple, stats.dense)
+    return Own(groups, base, _fixed(stats, structure), config.rank_multiple, stats.dense)
+
+
+def _fixed(stats: LayerStats, structure: Structure) -> Cost:
+    """What a structure costs at rank 0."""
+    sizes = (size for size, _ in _sizes(stats, structure))
+    return stats.cost(Work.without_ranks(stats.conv, [*zip(sizes, map(len, structure.clusters), strict=True)]))
 
 
 def _shared(stats, structure, fitted, tested, total, config: Config) -> Shared:
@@ -220,13 +245,15 @@ def _shared(stats, structure, fitted, tested, total, config: Config) -> Shared:
     ]
     weights = torch.tensor([[w] for _, w in sizes], dtype=torch.float64)
     outputs = stats.conv.out_channels
-    flops = [2 * stats.profile.calls * size for size, _ in sizes]
     return Shared(
         (torch.stack(gains).cpu() * weights / energy).numpy().astype(np.float64),
-        [Cost(f * (stats.patch + outputs), outputs) for f in flops],
-        Cost(0, stats.patch),
+        [
+            stats.cost(Work(first=size * stats.patch, values=size, second=size * outputs, numbers=outputs, indices=1))
+            for size, _ in sizes
+        ],
+        stats.cost(Work(numbers=stats.patch)),
         base,
-        len(sizes) * outputs,
+        _fixed(stats, structure),
     )
 
 

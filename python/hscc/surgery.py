@@ -14,12 +14,11 @@ from .layer import HSCConv2d, objection
 
 @dataclass
 class Targets:
-    """By first name: layers to compress; all names; skipped ones with the reason, and their parameters."""
+    """By first name: layers to compress; all names; skipped ones with the reason."""
 
     layers: dict[str, nn.Conv2d] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    parameters: dict[str, int] = field(default_factory=dict)
 
 
 def find(model: nn.Module, skip: Sequence[str] = ()) -> Targets:

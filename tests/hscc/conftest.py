@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hscc import compress
+from hscc.latency import Machine
+from hscc.work import Work
 from torch import Tensor, nn
 
 
@@ -37,3 +40,17 @@ def data() -> list[Tensor]:
     )
     images[..., :6] = 0
     return list(images.split(8))
+
+
+@pytest.fixture
+def machine(monkeypatch) -> dict[str, float]:
+    """A machine of known speed instead of this one; the dense layers' seconds, to be changed at will."""
+    rates = Work(calls=1e-6, first=1e-11, values=1e-10, second=1e-11, outputs=1e-10, taps=1e-10, numbers=1e-10)
+    dense: dict[str, float] = {}
+    monkeypatch.setattr(compress.Machine, "measured", lambda *args: Machine({"batch": 1}, rates, 0.05, {}))
+
+    def seconds(self, layers, show) -> dict[str, float]:
+        return {name: dense.get(name, 2e-6 + 1e-9 * conv.weight.numel()) for name, (conv, _) in layers.items()}
+
+    monkeypatch.setattr(compress.Machine, "dense_seconds", seconds)
+    return dense

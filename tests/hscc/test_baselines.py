@@ -10,7 +10,7 @@ import hscc
 import pytest
 import torch
 from hscc import HSCConv2d, baselines
-from hscc.ranks import Cost
+from hscc.ranks import UNLIMITED
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -89,7 +89,7 @@ def test_stages_are_plain_convolutions_in_the_mode_of_the_layer(method: str, fac
     state = torch.random.get_rng_state()
     hscc.compress_(model, data, config(method, 3, factorization=factorization))
     assert torch.equal(state, torch.random.get_rng_state()), "initialising must not draw from the user's generator"
-    assert type(model[0]) is nn.Sequential
+    assert isinstance(model[0], nn.Sequential)
     assert {type(stage) for stage in model[0]} == {nn.Conv2d}
     assert model[0].training
     assert {(p.dtype, p.requires_grad) for p in model[0].parameters()} == {(torch.float64, False)}
@@ -178,8 +178,8 @@ def test_options_are_cheaper_than_dense_and_the_parameter_limit_holds() -> None:
     layer, _ = chain(nn.Conv2d(16, 24, 3), "tucker2", "activation")
     options = baselines.Options.of(layer)
     assert options.ranks[-1] == ()
-    assert (options.flops[:-1] < options.flops[-1]).all()
-    tight = Cost(float("inf"), 500.0)
+    assert (options.costs[:-1, 0] < options.costs[-1, 0]).all()
+    tight = UNLIMITED._replace(parameters=500)
     chosen = baselines.with_ranks({"0": layer}, tight, None)["0"].ranks
     assert layer.parameters(torch.tensor([chosen])).item() <= 500
     assert options.within(tight).ranks == chosen
@@ -212,10 +212,12 @@ def test_rank_multiple(net, data) -> None:
     assert all(rank % 4 == 0 or rank == 3 for rank in ranks)  # the image has three channels
 
 
-def test_parameter_budget(net, data) -> None:
-    report = hscc.compress_(net, data, hscc.Config(hscc.Budget(flops=2, params=5), method="tucker2"))
+@pytest.mark.parametrize("budget", [hscc.Budget(flops=2, params=5), hscc.Budget(flops=2, bytes=5)], ids=str)
+def test_storage_budgets(net, data, budget: hscc.Budget) -> None:
+    report = hscc.compress_(net.double(), [x.double() for x in data], hscc.Config(budget, method="tucker2"))
     assert report.flop_reduction >= 2
     assert report.parameter_reduction >= 5
+    assert report.bytes == 8 * report.parameters
 
 
 def test_baselines_need_the_data_to_fit(net, data) -> None:

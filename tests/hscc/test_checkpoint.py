@@ -58,8 +58,55 @@ def test_shared_modules_stay_shared(data, tmp_path) -> None:
     assert torch.equal(fresh(data[0]), model(data[0]))
 
 
+class Chained(nn.Module):
+    """Convolutions of several kinds, one under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, (3, 5), stride=2, padding="valid", bias=False)
+        self.b = nn.Conv2d(8, 8, 3, padding=(1, 1), padding_mode="reflect")
+        self.c = self.b
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x)).relu())
+
+
+@pytest.fixture
+def chained(data, tmp_path):
+    """A model of plain chains, its report and its file."""
+    model = Chained().eval()
+    report = hscc.compress_(model, data, hscc.Config(hscc.flops(3), method="tucker2"))
+    hscc.save(model, tmp_path / "m.safetensors", report=report)
+    return model, report, tmp_path / "m.safetensors"
+
+
+def test_chains_of_the_baselines(chained, data) -> None:
+    model, report, path = chained
+    fresh = Chained().train()
+    assert hscc.load_(fresh, path) == report
+    assert fresh.b is fresh.c
+    assert {type(stage) for stage in (*fresh.a, *fresh.b)} == {nn.Conv2d}
+    assert all(module.training for module in fresh.modules())
+    assert all(p.requires_grad and p.device.type == "cpu" for p in fresh.parameters())
+    assert torch.equal(fresh.eval()(data[0]), model(data[0]))
+
+
+@pytest.mark.parametrize(
+    "stages", [[], [{}], [{"in_channels": 10**9, "out_channels": 10**9, "kernel_size": 3}], [{"speed": 11}], 3, None]
+)
+def test_damaged_chains_change_nothing(chained, stages) -> None:
+    _, _, path = chained
+    layers = json.loads(read_metadata(path)["hscc"])["layers"]
+    rewrite(path, header={"layers": layers | {"a": {"stages": stages}}})
+    model = Chained().eval()
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=r"layer 'a': got damaged hscc metadata .* expected a chain of convolutions"):
+        hscc.load_(model, path)
+    assert untouched(model, before)
+
+
 def test_a_dense_model_is_not_a_checkpoint(net, tmp_path) -> None:
-    with pytest.raises(ValueError, match="got one without HSCConv2d, expected a compressed model"):
+    with pytest.raises(ValueError, match="got one without HSCConv2d or ConvChain, expected a compressed model"):
         hscc.save(net, tmp_path / "m.safetensors")
     assert list(tmp_path.iterdir()) == []
 

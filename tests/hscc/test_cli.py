@@ -15,7 +15,7 @@ import torch
 from hscc import cli
 from hscc.images import METADATA_KEY, ClassFolders, ImageSpec, Pictures
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 SPEC = ImageSpec((16, 16), 1, (0.5,), (0.25,), ("bright", "dark"))
 MODEL = """
@@ -85,7 +85,7 @@ def test_compress_then_evaluate(work: Path, hscc) -> None:
     ("arguments", "message"),
     [
         (("--flops", "0.5"), "error: budget: got flops=0.5, expected a reduction of at least 1"),
-        ((), "error: budget: got flops=None, params=None and energy=None, expected either"),
+        ((), "error: budget: got flops=None, params=None, bytes=None, latency=None and energy=None, expected"),
         (("--flops", "3", "--data", "nowhere"), "error: data: got 'nowhere', expected a folder of images"),
         (("--flops", "3", "--data", "empty"), "error: data: got no images in 'empty', expected files ending in"),
         (("--flops", "3", "--data", "broken"), "error: unreadable image"),
@@ -110,6 +110,51 @@ def test_wrong_input_is_one_line_and_exit_code_2(work: Path, hscc, arguments: tu
     assert not list(work.glob("wrong.safetensors*"))
 
 
+def test_budgets_of_bytes_and_latency(work: Path, hscc, machine) -> None:
+    budgets = ("--bytes", "2", "--latency", "1.5", "--latency-batch", "4", "--faster-only")
+    code, out, errors = hscc("compress", *NETWORK, *budgets, "--out", "fast.safetensors", "--json", "f.json")
+    assert code == 0, errors
+    result = json.loads((work / "f.json").read_text())
+    assert result["byte_reduction"] >= 2
+    assert result["speedup"] >= 1.5
+    assert "faster (predicted; median error 5%)" in out
+
+
+def test_finetune_goes_on_after_an_interrupt(work: Path, hscc, monkeypatch) -> None:
+    hscc("compress", *NETWORK, "--flops", "4", "--out", "small.safetensors")
+    arguments = (*NETWORK, "--student", "small.safetensors", "--epochs", "3", "--batch", "8")
+    code, out, errors = hscc("finetune", *arguments, "--out", "tuned.safetensors")
+    assert code == 0, errors
+    assert "Wrote tuned.safetensors" in out
+
+    run_of_two = sys.modules["hscc.finetune"]._Run
+    save = run_of_two.save
+
+    def interrupt(run, *rest) -> None:
+        save(run, *rest)
+        if len(run.training) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_of_two, "save", interrupt)
+    code, _, _ = hscc("finetune", *arguments, "--out", "other.safetensors")
+    assert code == 130
+    assert (work / "other.safetensors.state").exists()
+    assert not (work / "other.safetensors").exists()
+    monkeypatch.undo()
+    code, _, errors = hscc("finetune", *arguments, "--out", "other.safetensors")
+    assert code == 0, errors
+    assert not list(work.glob("*.state"))
+    tuned, other = (load_file(work / f"{name}.safetensors") for name in ("tuned", "other"))
+    assert all(torch.equal(tuned[key], other[key]) for key in tuned)
+    assert any(not torch.equal(tuned[key], value) for key, value in load_file(work / "small.safetensors").items())
+
+
+def test_finetune_needs_a_compressed_student(work: Path, hscc) -> None:
+    code, _, errors = hscc("finetune", *NETWORK, "--student", "w.safetensors", "--out", "tuned.safetensors")
+    assert code == 2
+    assert "error: w.safetensors: got a file without hscc metadata, expected one written by hscc.save" in errors
+
+
 def test_labels_missing(work: Path, hscc) -> None:
     (work / "half" / "bright").mkdir(parents=True, exist_ok=True)
     code, _, errors = hscc("evaluate", *NETWORK, "--data", "half")
@@ -117,7 +162,7 @@ def test_labels_missing(work: Path, hscc) -> None:
     assert "error: labels missing in 'half': got ['bright'], expected ['bright', 'dark']" in errors
 
 
-@pytest.mark.parametrize("command", ["demo", "compress", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "compress", "finetune", "evaluate"])
 def test_help_has_an_example(hscc, command: str) -> None:
     code, out, _ = hscc(command, "--help")
     assert code == 0

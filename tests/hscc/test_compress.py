@@ -147,7 +147,7 @@ def test_second_compression_is_refused(net, data) -> None:
         ({"config": config(3, skip=["7", "x"])}, r"skip: got unknown layers \['x'\]"),
         ({"calibration": []}, "calibration: got no batch"),
         ({"model": nn.Conv2d(3, 4, 3)}, "model: got a bare convolution"),
-        ({"config": config(20, skip=["0"])}, "budget: got 20x fewer FLOPs, expected at most"),
+        ({"config": config(20, skip=["0"])}, "budget: got flops=20, expected at most 4.78: the layers that cannot"),
     ],
 )
 def test_bad_input_changes_nothing(net, data, arguments: dict, match: str) -> None:
@@ -204,13 +204,19 @@ def test_branches_and_concatenation(data) -> None:
 
 
 @pytest.mark.parametrize(
-    "budget", [hscc.Budget(flops=4, params=3), hscc.params(5), hscc.Budget(flops=2, params=6)], ids=str
+    "budget",
+    [hscc.Budget(flops=4, params=3), hscc.params(5), hscc.Budget(bytes=5), hscc.Budget(flops=2, params=4, bytes=4)],
+    ids=str,
 )
 def test_every_limit_of_a_budget_holds(net, data, budget: hscc.Budget) -> None:
     dense = copy.deepcopy(net)
     report = hscc.compress_(net, data, hscc.Config(budget))
     assert report.flop_reduction >= (budget.flops or 1)
-    assert report.parameter_reduction >= budget.params
+    assert report.parameter_reduction >= (budget.params or 1)
+    assert report.byte_reduction >= (budget.bytes or 0)
+    convs = [m for m in net.modules() if isinstance(m, (HSCConv2d, nn.Conv2d))]
+    assert report.bytes == sum(t.numel() * t.element_size() for m in convs for t in m.state_dict().values())
+    assert report.dense_bytes == 4 * report.dense_parameters
     stored = sum(p.numel() for m in net.modules() if isinstance(m, (HSCConv2d, nn.Conv2d)) for p in m.parameters())
     assert stored == report.parameters
     assert relative_error(net[:6], dense[:6], data) < 0.8

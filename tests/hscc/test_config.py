@@ -14,6 +14,14 @@ import pytest
         (lambda: hscc.energy(1.2), ValueError, r"got energy=1.2, expected a share in \(0, 1\]"),
         (lambda: hscc.Budget(), ValueError, "expected either reductions or an energy"),
         (lambda: hscc.Budget(flops=3, energy=0.5), ValueError, "expected either reductions or an energy"),
+        (lambda: hscc.Budget(latency=0.9), ValueError, "got latency=0.9, expected a reduction of at least 1"),
+        (lambda: hscc.Budget(bytes=3, energy=0.5), ValueError, "expected either reductions or an energy"),
+        (lambda: hscc.Config(hscc.flops(3), latency_batch=0), ValueError, "latency_batch: got 0, expected an integer"),
+        (
+            lambda: hscc.Config(hscc.Budget(latency=2), method="tucker2"),
+            ValueError,
+            "method: got 'tucker2', whose time is not known, expected 'hscc' or 'svd'",
+        ),
         (lambda: hscc.params(0), ValueError, "got params=0, expected a reduction of at least 1"),
         (lambda: hscc.Config(budget=3.0), TypeError, "budget: got float, expected hscc.Budget"),
         (lambda: hscc.Config(hscc.flops(3), regions=0), ValueError, "regions: got 0, expected an integer"),
@@ -29,7 +37,9 @@ def test_bad_options(make, error: type, match: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("budget", [hscc.flops(5.3), hscc.energy(0.9), hscc.Budget(flops=6, params=3)])
+@pytest.mark.parametrize(
+    "budget", [hscc.flops(5.3), hscc.energy(0.9), hscc.Budget(flops=6, params=3, bytes=2, latency=2)]
+)
 def test_json_round_trip(budget: hscc.Budget) -> None:
     config = hscc.Config(budget, regions=3, region_method="grid", clusters=2, skip=["a", "b"], seed=5)
     assert hscc.Config.from_json(config.to_json()) == config

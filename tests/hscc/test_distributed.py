@@ -13,7 +13,7 @@ from pathlib import Path
 import hscc
 import pytest
 import torch
-from hscc import calibrate, regions
+from hscc import calibrate, regions, sensitivity
 from torch import Tensor, nn
 
 
@@ -82,8 +82,11 @@ def work(folder: Path, rank: int) -> None:
         "sizes": message(moments, model, small),
         "regions": message(moments, model, part, 2 + rank),
     }
+    layers = {"second": model.second}
+    cells = {"second": regions.RegionMap(torch.zeros(8, 8, dtype=torch.long), 1)}
+    noise = [sensitivity.measure(model, data[:1], layers, cells, 0, False)["second"][0] for _ in range(2)]
     weights, same = compressed(part).state_dict(), outputs(compressed(part, sensitivity=False))
-    result = {"messages": messages, "weights": weights, "outputs": same, **moments(model, part)}
+    result = {"messages": messages, "noise": noise, "weights": weights, "outputs": same, **moments(model, part)}
     torch.save(result, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -136,6 +139,17 @@ def test_compression_is_that_of_all_the_data(ranks) -> None:
     """As functions, for factors may turn among directions of equal gain; the sensitivity's noise is another by rank."""
     alone = outputs(compressed(case()[1], sensitivity=False))
     torch.testing.assert_close(ranks[0]["outputs"], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_each_rank_has_noise_of_its_own(ranks) -> None:
+    """The same images on both ranks would count twice with the same noise; a second look gives the same."""
+    model, data = case()
+    cells = {"second": regions.RegionMap(torch.zeros(8, 8, dtype=torch.long), 1)}
+    alone = sensitivity.measure(model, data[:1], {"second": model.second}, cells, 0, False)["second"][0]
+    (one, again), (other, _) = (found["noise"] for found in ranks)
+    assert torch.equal(one, again)
+    assert torch.equal(one, other)
+    assert not torch.allclose(one, 2 * alone, rtol=0.01)
 
 
 @pytest.mark.parametrize(

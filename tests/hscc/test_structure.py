@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import pytest
 import torch
 from hscc import calibrate, clusters, factors, ranks, regions, search
 from hscc.factors import Metric
-from hscc.ranks import Cost
+from hscc.ranks import UNLIMITED, Cost
 from hscc.stats import Profile, RegionMoments, pooled
 
 
@@ -162,7 +161,7 @@ def group(gains, flops, dense, rest=0.0) -> ranks.Group:
 
 
 def own(*groups: ranks.Group, multiple: int = 1) -> ranks.Own:
-    return ranks.Own(groups, 0.0, 0, multiple)
+    return ranks.Own(groups, 0.0, Cost(0, 0), multiple)
 
 
 def best_within(groups, budget: float) -> float:
@@ -177,7 +176,7 @@ def best_within(groups, budget: float) -> float:
 def test_budget_is_kept_and_spent_well() -> None:
     groups = [group([5, 3, 1, 0.5], 2.0, 100), group([4, 2, 0.1], 3.0, 100), group([0.9, 0.8, 0.7], 1.0, 100)]
     for budget in (0, 3, 7, 12, 20):
-        chosen = search.choose({"a": [own(*groups)]}, Cost(300, 300), Cost(budget, math.inf))
+        chosen = search.choose({"a": [own(*groups)]}, Cost(300, 300), UNLIMITED._replace(flops=budget))
         choice = chosen["a"][1]
         assert choice.cost.flops <= budget
         assert choice.gain >= 0.8 * best_within(groups, budget)
@@ -188,7 +187,7 @@ def test_more_budget_never_gains_less() -> None:
     layers = {str(c): [own(group(np.sort(generator.random(9))[::-1], c, 9.5 * c))] for c in (1, 2, 5)}
     dense = Cost(76, 76)
     gains = [
-        sum(choice.gain for _, choice in search.choose(layers, dense, Cost(budget, math.inf)).values())
+        sum(choice.gain for _, choice in search.choose(layers, dense, UNLIMITED._replace(flops=budget)).values())
         for budget in range(0, 90, 5)
     ]
     assert gains == sorted(gains)
@@ -198,7 +197,8 @@ def test_more_budget_never_gains_less() -> None:
 def test_both_limits_hold() -> None:
     narrow = [ranks.Group(np.array([3.0, 2, 1]) + 0.1 * i, 0.0, Cost(1, 9), Cost(99, 99)) for i in range(4)]
     wide = [ranks.Group(np.array([3.0, 2, 1]) + 0.13 * i, 0.0, Cost(9, 1), Cost(99, 99)) for i in range(4)]
-    for limit in (Cost(20, 20), Cost(40, 15), Cost(15, 40)):
+    for flops, parameters in ((20, 20), (40, 15), (15, 40)):
+        limit = UNLIMITED._replace(flops=flops, parameters=parameters)
         _, choice = search.choose({"a": [own(*narrow, *wide)]}, Cost(792, 792), limit)["a"]
         assert choice.cost.flops <= limit.flops
         assert choice.cost.parameters <= limit.parameters
@@ -207,18 +207,18 @@ def test_both_limits_hold() -> None:
 
 def test_the_better_structure_is_taken() -> None:
     poor, rich = own(group([1.0, 0.5], 1.0, 99)), own(group([2.0, 0.5], 1.0, 99))
-    assert search.choose({"a": [poor, rich]}, Cost(99, 99), Cost(1, math.inf))["a"][0] == 1
+    assert search.choose({"a": [poor, rich]}, Cost(99, 99), UNLIMITED._replace(flops=1))["a"][0] == 1
 
 
 def test_a_budget_below_the_biases_is_refused() -> None:
-    costly = ranks.Own([group([1.0], 1.0, 99)], 0.0, 50, 1)
-    with pytest.raises(ValueError, match="expected at least 0 and 50, which biases alone take"):
-        search.choose({"a": [costly]}, Cost(99, 99), Cost(math.inf, 20))
+    costly = ranks.Own([group([1.0], 1.0, 99)], 0.0, Cost(0, 50), 1)
+    with pytest.raises(ValueError, match="got a limit of 20 parameters, expected at least 50 parameters, which"):
+        search.choose({"a": [costly]}, Cost(99, 99), UNLIMITED._replace(parameters=20))
 
 
 def test_shared_rows_open_when_enough_regions_want_them() -> None:
     gains = np.array([[1.0, 0.4, 0.0], [1.0, 0.4, 0.9]])
-    shared = ranks.Shared(gains, [Cost(1, 0), Cost(1, 0)], Cost(0, 1), 0.0, 0)
+    shared = ranks.Shared(gains, [Cost(1, 0), Cost(1, 0)], Cost(0, 1), 0.0, Cost(0, 0))
     choice = shared.at(Cost(0.1, 0.5))
     assert choice.ranks == (2, 3)
     assert choice.pool == 3
