@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from . import baselines, calibrate, regions, search, sensitivity, structure, surgery
+from . import baselines, calibrate, regions, search, sensitivity, squeeze, structure, surgery
 from .chains import Chain
 from .config import Config
 from .layer import HSCConv2d
@@ -121,6 +121,8 @@ def apply_(
                 continue
             if sequential and fitted:
                 stats = layer.stats
+                if layer.structure.squeeze:
+                    surgery.swap_(student, plan.targets.names[name], layer.structure.squeeze.module())
                 moments = calibrate.paired_moments(
                     model,
                     student,
@@ -132,7 +134,9 @@ def apply_(
                 )
                 fitted[name] = structure.fit(layer, moments, config, config.ridge)
             else:
-                fitted[name] = structure.fit(layer, layer.stats.moments.total(), config, None)
+                own = layer.structure.squeeze
+                moments = (own or layer.stats).moments.total()
+                fitted[name] = structure.fit(layer, moments, config, config.ridge if own else None)
             if sequential:
                 surgery.swap_(student, plan.targets.names[name], fitted[name])
         rows = [_done(layer, fitted.get(name), plan.targets) for name, layer in plan.layers.items()]
@@ -155,8 +159,12 @@ def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config:
         metrics = sensitivity.measure(model, calibration, watched, cells, config.seed, show)
     else:
         metrics = {name: sensitivity.plain(layer, cells[name]) for name, layer in watched.items()}
+    squeezes = {}
+    if config.squeeze and config.search and config.factorization == "activation" and config.budget.energy is None:
+        grams = {name: gram for name, (gram, _) in metrics.items()}
+        squeezes = squeeze.look(model, calibration, watched, profiles, cells, grams, show)
     return {
-        name: LayerStats(name, layers[name], profile, cells[name], moments[name], *metrics[name])
+        name: LayerStats(name, layers[name], profile, cells[name], moments[name], *metrics[name], tuple(squeezes.get(name, ())))
         for name, profile in profiles.items()
     }
 
@@ -213,8 +221,9 @@ def _done(layer: LayerPlan, fitted: HSCConv2d | None, targets: surgery.Targets) 
     dense = layer.stats.dense
     if fitted is None:
         return _row(layer, targets, dense.flops, dense.parameters, dense)
-    packed = fitted.plan
-    return _row(layer, targets, packed.flops() * layer.stats.profile.calls, packed.parameters(), dense)
+    packed, own = fitted.plan, layer.structure.squeeze
+    extra = own.cost if own else Cost(0, 0)
+    return _row(layer, targets, int(packed.flops() * layer.stats.profile.calls + extra.flops), int(packed.parameters() + extra.parameters), dense)
 
 
 def _row(layer: LayerPlan, targets: surgery.Targets, flops: int, parameters: int, dense: Cost) -> LayerReport:
@@ -227,6 +236,7 @@ def _row(layer: LayerPlan, targets: surgery.Targets, flops: int, parameters: int
         parameters=dense.parameters if stays else parameters,
         ranks=() if stays else layer.region_ranks,
         rows=0 if stays else layer.choice.pool or 0,
+        squeeze=len(layer.structure.squeeze.projection) if layer.structure.squeeze else 0,
         region_sizes=() if stays else tuple(layer.structure.regions.sizes()),
         error=0.0 if stays else layer.error,
         reason="stays dense: factors would not be cheaper under this budget" if stays else None,

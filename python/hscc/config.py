@@ -94,6 +94,7 @@ class Config:
     reconstruction: str = "sequential"
     search: bool = True
     sharing: bool = True
+    squeeze: bool = True
     sensitivity: bool = True
     rank_multiple: int = 1
     ridge: float = 1e-3

@@ -42,6 +42,7 @@ class HSCConv2d(nn.Module):
         padding: Sequence[int] = (0, 0, 0, 0),
         padding_mode: str = "zeros",
         activation: str = "none",
+        squeeze: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.geometry = plan.geometry
@@ -49,12 +50,13 @@ class HSCConv2d(nn.Module):
         self.in_channels, self.out_channels = plan.in_channels, plan.out_channels
         self.padding, self.padding_mode, self.activation = tuple(padding), padding_mode, activation
         self.v, self.u, self.bias = nn.Parameter(plan.v), nn.Parameter(plan.u), nn.Parameter(bias)
+        self.squeeze = None if squeeze is None else nn.Parameter(squeeze)
         for name in _INDEX:
             self.register_buffer(name, getattr(plan, name))
         self._resized: dict[tuple[int, int], PackedPlan] = {}
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, regions: Sequence[RegionFactors], v: Tensor, bias: Tensor, labels: Tensor):
+    def from_conv(cls, conv: nn.Conv2d, regions: Sequence[RegionFactors], v: Tensor, bias: Tensor, labels: Tensor, squeeze: Tensor | None = None):
         """Replaces ``conv`` by factors; copies every attribute of it or raises ValueError with the reason.
 
         Args:
@@ -67,7 +69,8 @@ class HSCConv2d(nn.Module):
         padding, before = _split_padding(conv)
         geometry = Geometry(conv.kernel_size, conv.stride, padding, conv.dilation)
         plan = PackedPlan.pack(v.cpu(), regions, labels.cpu(), geometry).to(**like)
-        layer = cls(plan, bias.to(**like), padding=before, padding_mode=conv.padding_mode)
+        squeeze = None if squeeze is None else squeeze[..., None, None].to(**like)
+        layer = cls(plan, bias.to(**like), padding=before, padding_mode=conv.padding_mode, squeeze=squeeze)
         return layer.requires_grad_(conv.weight.requires_grad).train(conv.training)
 
     @classmethod
@@ -93,6 +96,8 @@ class HSCConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
+        if self.squeeze is not None:
+            x = F.conv2d(x, self.squeeze)
         if any(self.padding):
             x = F.pad(x, self.padding, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         plan = self._plan_for(x.shape[-2], x.shape[-1])

@@ -82,7 +82,7 @@ class Own(NamedTuple):
 
     groups: Sequence[Group]
     base: float
-    biases: int
+    fixed: Cost
     multiple: int
     dense: Cost | None = None
 
@@ -95,7 +95,7 @@ class Own(NamedTuple):
     def choice(self, ranks: Sequence[int]) -> Choice:
         if self.dense and all(rank == DENSE for rank in ranks):  # then the layer stays as it is
             return Choice(1.0, self.dense, tuple(ranks))
-        gain, cost = self.base, Cost(0, self.biases)
+        gain, cost = self.base, self.fixed
         for group, rank in zip(self.groups, ranks, strict=True):
             gain += group.gain(rank)
             cost = cost.plus(group.total(rank))
@@ -114,7 +114,7 @@ class Shared(NamedTuple):
     use: Sequence[Cost]
     row: Cost
     base: float
-    biases: int
+    fixed: Cost
 
     def at(self, price: Cost) -> Choice:
         net = self.gains - np.array([[use.at(price)] for use in self.use])
@@ -122,7 +122,7 @@ class Shared(NamedTuple):
         wanted &= (np.where(wanted, net, 0).sum(0) > self.row.at(price))[None]
         ranks = wanted.sum(1)
         pool = int(wanted.any(0).sum())
-        cost = self.row.times(pool).plus(Cost(0, self.biases))
+        cost = self.row.times(pool).plus(self.fixed)
         for rank, use in zip(ranks, self.use, strict=True):
             cost = cost.plus(use.times(int(rank)))
         return Choice(self.base + float(self.gains[wanted].sum()), cost, tuple(map(int, ranks)), pool)

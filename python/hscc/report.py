@@ -21,6 +21,7 @@ class LayerReport:
     parameters: int
     ranks: tuple[tuple[int | None, ...], ...] = ()
     rows: int = 0
+    squeeze: int = 0
     region_sizes: tuple[int, ...] = ()
     error: float = 0.0
     reason: str | None = None
@@ -91,7 +92,8 @@ class Report:
         for layer in self.layers:
             table.add_row(
                 layer.name,
-                (f"{len(layer.ranks)} share {layer.rows}" if layer.rows else str(len(layer.ranks) or "-")),
+                (f"{len(layer.ranks)} share {layer.rows}" if layer.rows else str(len(layer.ranks) or "-"))
+                + (f" of {layer.squeeze}" if layer.squeeze else ""),
                 layer.reason or "; ".join(" ".join("dense" if r is None else str(r) for r in c) for c in layer.ranks),
                 f"{layer.dense_flops / 1e6:.1f} > {layer.flops / 1e6:.1f}",
                 f"{layer.dense_flops / max(layer.flops, 1):.2f}x",

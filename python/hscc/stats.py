@@ -150,11 +150,11 @@ class SplitMoments:
     def sums(self) -> tuple[Tensor, ...]:
         return tuple(total for half in self.halves for total in half.sums)
 
-    def add(self, x: Tensor) -> None:
-        """x: (N, O, Ho, Wo); every other sample goes to the other half."""
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """x, y: (N, O, Ho, Wo) as for :class:`Moments`; every other sample goes to the other half."""
         first = self.seen % 2
-        self.halves[first].add(x[::2])
-        self.halves[1 - first].add(x[1::2])
+        for start, half in enumerate((self.halves[first], self.halves[1 - first])):
+            half.add(x[start::2], None if y is None else y[start::2])
         self.seen += x.shape[0]
 
 

@@ -7,7 +7,7 @@ by the weight of their cell. Without sensitivity both are plain.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,7 @@ from . import clusters, factors, ranks, regions
 from .config import Config
 from .factors import Metric, Spectrum
 from .layer import HSCConv2d, dense_bias, weight_rows
+from .squeeze import Squeeze
 from .ranks import Choice, Cost, Group, Own, Shared
 from .regions import RegionMap
 from .stats import Moments, Profile, RegionMoments, SplitMoments, pooled
@@ -38,14 +39,11 @@ class LayerStats:
     moments: SplitMoments
     gram: Tensor
     weights: Tensor
+    squeezes: tuple[Squeeze, ...] = ()
 
     @property
     def positions(self) -> int:
         return self.cells.labels.numel()
-
-    @property
-    def patch(self) -> int:
-        return self.conv.weight[0].numel()
 
     @property
     def dense(self) -> Cost:
@@ -71,6 +69,7 @@ class Structure:
     members: tuple[tuple[int, ...], ...]
     clusters: tuple[tuple[Tensor, ...], ...]
     shared: bool
+    squeeze: Squeeze | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class LayerPlan:
 
     @property
     def stays_dense(self) -> bool:
-        return not self.structure.shared and all(rank == ranks.DENSE for rank in self.choice.ranks)
+        return not self.structure.shared and self.structure.squeeze is None and all(rank == ranks.DENSE for rank in self.choice.ranks)
 
     @property
     def region_ranks(self) -> tuple[tuple[int | None, ...], ...]:
@@ -105,30 +104,38 @@ def options(stats: LayerStats, config: Config) -> list[tuple[Structure, Own | Sh
     found = []
     for structure in _structures(stats, config):
         fitted, tested = (_region_moments(m, stats, structure.members) for m in (seen, unseen))
-        if structure.shared:
-            found.append((structure, _shared(stats, structure, fitted, tested, total, config)))
-        else:
-            found.append((structure, _own(stats, structure, fitted, tested, total, config)))
+        base = _base(stats, structure, fitted, tested, total)
+        for squeeze in (None, *stats.squeezes):
+            if squeeze:
+                structure = replace(structure, squeeze=squeeze)
+                seen2, unseen2 = squeeze.moments.halves if split else (squeeze.moments.total(),) * 2
+                fitted, tested = (_region_moments(m, stats, structure.members) for m in (seen2, unseen2))
+            if structure.shared:
+                found.append((structure, _shared(stats, structure, fitted, tested, base, config)))
+            else:
+                found.append((structure, _own(stats, structure, fitted, tested, base, config)))
     return found
 
 
 def fit(layer: LayerPlan, moments: Moments, config: Config, ridge: float | None) -> HSCConv2d:
     """The layer's factors from moments of its cells; ``ridge`` None: computable and wanted outputs are the same."""
     stats, structure = layer.stats, layer.structure
-    weight, bias = weight_rows(stats.conv).double(), dense_bias(stats.conv).double()
+    conv = structure.squeeze.core if structure.squeeze else stats.conv
+    weight, bias = weight_rows(conv).double(), dense_bias(conv).double()
     parts = _region_moments(moments, stats, structure.members)
     if structure.shared:
         pool, found, biases = _fit_shared(layer, parts, bias, ridge or 0.0)
         rows = pool @ weight
     else:
         rows, found, biases = _fit_own(layer, parts, weight, bias, config, ridge)
-    return HSCConv2d.from_conv(stats.conv, found, rows, torch.stack(biases), structure.regions.labels)
+    projection = structure.squeeze and structure.squeeze.projection
+    return HSCConv2d.from_conv(conv, found, rows, torch.stack(biases), structure.regions.labels, projection)
 
 
 def _structures(stats: LayerStats, config: Config) -> Iterator[Structure]:
     everything, _ = stats.everything
     fixed = not config.search or config.factorization == "weight" or config.budget.energy is not None
-    second_stage = stats.conv.out_channels / (stats.patch + stats.conv.out_channels)
+    second_stage = stats.conv.out_channels / (stats.conv.weight[0].numel() + stats.conv.out_channels)
     most = config.clusters if second_stage >= CLUSTERS_PAY else 1
     counts = [2**i for i in range(6) if 2**i < stats.cells.count] + [stats.cells.count]
     for count in counts[-1:] if fixed else counts:
@@ -163,24 +170,34 @@ def _sizes(stats: LayerStats, structure: Structure) -> list[tuple[int, float]]:
     ]
 
 
-def _energy(stats: LayerStats, fitted: RegionMoments, tested: RegionMoments) -> float:
+def _energy(fitted: RegionMoments, tested: RegionMoments, channels: Tensor, metric: Metric) -> float:
     """Per unit of weight, the energy of tested data about the fitted mean."""
-    _, metric = stats.everything
-    shift = tested.mean - fitted.mean
-    return ((metric.root @ metric.root) * (tested.covariance + torch.outer(shift, shift))).sum().item()
+    shift = (tested.mean - fitted.mean)[channels]
+    covariance = tested.covariance[channels][:, channels]
+    return ((metric.root @ metric.root) * (covariance + torch.outer(shift, shift))).sum().item()
 
 
 def _base(stats, structure, fitted, tested, total: RegionMoments) -> tuple[float, float]:
     """(energy about one mean for all positions, the share of it that region means alone explain)."""
     sizes = _sizes(stats, structure)
-    energy = sum(w * _energy(stats, total, part) for (_, w), part in zip(sizes, tested, strict=True))
-    left = sum(w * _energy(stats, f, t) for (_, w), f, t in zip(sizes, fitted, tested, strict=True))
+    energy = sum(w * _energy(total, part, *stats.everything) for (_, w), part in zip(sizes, tested, strict=True))
+    left = sum(w * _energy(f, t, *stats.everything) for (_, w), f, t in zip(sizes, fitted, tested, strict=True))
     energy = max(energy, 1e-30)
     return energy, (energy - left) / energy if left > 0 else 1.0
 
 
-def _own(stats, structure, fitted, tested, total, config: Config) -> Own:
-    energy, base = _base(stats, structure, fitted, tested, total)
+def _patch(stats: LayerStats, structure: Structure) -> int:
+    conv = structure.squeeze.core if structure.squeeze else stats.conv
+    return conv.weight[0].numel()
+
+
+def _squeeze_cost(structure: Structure) -> Cost:
+    return structure.squeeze.cost if structure.squeeze else Cost(0, 0)
+
+
+def _own(stats, structure, fitted, tested, base, config: Config) -> Own:
+    energy, base = base
+    patch = _patch(stats, structure)
     if config.factorization == "weight":
         weight, bias = weight_rows(stats.conv).double(), dense_bias(stats.conv).double()
         energy, base = stats.positions * weight.square().sum().item(), 0.0
@@ -194,28 +211,40 @@ def _own(stats, structure, fitted, tested, total, config: Config) -> Own:
                 share = size
             else:
                 metric = stats.metric(channels)
-                spectrum = factors.from_activations(old, channels, metric)
-                gains, all_gains = factors.held_out_gains(spectrum, metric, new, channels)
+                if structure.squeeze:
+                    spectrum, all_gains = factors.from_regression(old, channels, metric, config.ridge), None
+                else:
+                    spectrum = factors.from_activations(old, channels, metric)
+                    all_gains = _energy(old, new, channels, metric)
+                gains = factors.held_out_gains(spectrum, metric, new, channels)
             rest = 0.0 if all_gains is None else max(all_gains - gains.sum().item(), 0.0)
             flops, count = 2 * stats.profile.calls * size, len(channels)
             groups.append(
                 Group(
                     gains.cpu().numpy() * share / energy,
                     rest * share / energy,
-                    Cost(flops * (stats.patch + count), stats.patch + count),
-                    Cost(flops * stats.patch * count, stats.patch * count),
+                    Cost(flops * (patch + count), patch + count),
+                    Cost(flops * patch * count, patch * count),
                 )
             )
-    return Own(groups, base, len(structure.members) * stats.conv.out_channels, config.rank_multiple, stats.dense)
+    fixed = Cost(0, len(structure.members) * stats.conv.out_channels).plus(_squeeze_cost(structure))
+    return Own(groups, base, fixed, config.rank_multiple, None if structure.squeeze else stats.dense)
 
 
-def _shared(stats, structure, fitted, tested, total, config: Config) -> Shared:
-    energy, base = _base(stats, structure, fitted, tested, total)
+def _shared(stats, structure, fitted, tested, base, config: Config) -> Shared:
+    energy, base = base
+    patch = _patch(stats, structure)
     everything, metric = stats.everything
     sizes = _sizes(stats, structure)
-    spectrum = factors.from_activations(_within(fitted, sizes), everything, metric)
+    within = _within(fitted, sizes)
+    if structure.squeeze:
+        spectrum = factors.from_regression(within, everything, metric, config.ridge)
+    else:
+        spectrum = factors.from_activations(within, everything, metric)
     gains = [
-        factors.held_out_gains(spectrum._replace(mean=old.mean), metric, new, everything, falling=False)[0]
+        factors.held_out_gains(
+            spectrum._replace(mean=old.mean, target_mean=old.target_mean), metric, new, everything, falling=False
+        )
         for old, new in zip(fitted, tested, strict=True)
     ]
     weights = torch.tensor([[w] for _, w in sizes], dtype=torch.float64)
@@ -223,10 +252,10 @@ def _shared(stats, structure, fitted, tested, total, config: Config) -> Shared:
     flops = [2 * stats.profile.calls * size for size, _ in sizes]
     return Shared(
         (torch.stack(gains).cpu() * weights / energy).numpy().astype(np.float64),
-        [Cost(f * (stats.patch + outputs), outputs) for f in flops],
-        Cost(0, stats.patch),
+        [Cost(f * (patch + outputs), outputs) for f in flops],
+        Cost(0, patch),
         base,
-        len(sizes) * outputs,
+        Cost(0, len(sizes) * outputs).plus(_squeeze_cost(structure)),
     )
 
 
@@ -257,7 +286,11 @@ def _fit_own(layer: LayerPlan, parts, weight, bias, config: Config, ridge: float
     for part, split, chosen in zip(parts, layer.structure.clusters, layer.region_ranks, strict=True):
         region_bias, region_clusters, row = torch.empty_like(bias), [], 0
         for channels, rank in zip(split, chosen, strict=True):
-            if rank is None:
+            if rank is None and layer.structure.squeeze:
+                spectrum = _spectrum(layer.stats, part, channels, weight, bias, config, ridge)
+                rows, u = spectrum.u @ (spectrum.a @ weight), None
+                region_bias[channels] = spectrum.bias(bias, len(channels))
+            elif rank is None:
                 rows, u, region_bias[channels] = weight[channels], None, bias[channels]
             else:
                 spectrum = _spectrum(layer.stats, part, channels, weight, bias, config, ridge)
