@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from . import baselines, calibrate, regions, search, sensitivity, squeeze, structure, surgery
+from . import baselines, calibrate, fitting, regions, search, sensitivity, squeeze, structure, surgery
 from .chains import Chain
 from .config import Config
 from .layer import HSCConv2d
 from .ranks import Cost
+from .regions import RegionMap
 from .report import LayerReport, Report
-from .stats import SplitMoments
+from .stats import Profile, SplitMoments
 from .structure import LayerPlan, LayerStats
 
 FEW_IMAGES = 64
@@ -99,7 +100,8 @@ def plan(model: nn.Module, calibration: Iterable, config: Config, *, show_progre
         return CompressionPlan(config, baselines.with_ranks(seen, limit, config.budget.energy), targets, other)
     stats = _look(model, calibration, targets.layers, profiles, config, show_progress)
     images = max((layer.profile.images // layer.profile.calls for layer in stats.values()), default=0)
-    return CompressionPlan(config, _choose(stats, targets, other, config), targets, other, _warnings(images))
+    found = _options(model, calibration, stats, config, show_progress)
+    return CompressionPlan(config, _choose(stats, found, targets, other, config), targets, other, _warnings(images))
 
 
 def apply_(
@@ -114,15 +116,15 @@ def apply_(
     if baseline:
         fitted, rows = baselines.fit(model, plan.layers, plan.targets.names, calibration, show_progress)
     else:
-        student = copy.deepcopy(model) if sequential else None
+        student = copy.deepcopy(model)
         fitted = {}
         for name, layer in plan.layers.items():
             if layer.stays_dense:
                 continue
-            if sequential and fitted:
-                stats = layer.stats
-                if layer.structure.squeeze:
-                    surgery.swap_(student, plan.targets.names[name], layer.structure.squeeze.module())
+            stats, names, squeezed = layer.stats, plan.targets.names[name], layer.structure.squeeze
+            if squeezed:
+                surgery.swap_(student, names, squeezed.module())
+            if squeezed or (sequential and fitted):
                 moments = calibrate.paired_moments(
                     model,
                     student,
@@ -132,13 +134,10 @@ def apply_(
                     calibrate.empty_moments(stats.profile, stats.cells),
                     show_progress,
                 )
-                fitted[name] = structure.fit(layer, moments, config, config.ridge)
+                fitted[name] = fitting.fit(layer, moments, config, config.ridge)
             else:
-                own = layer.structure.squeeze
-                moments = (own or layer.stats).moments.total()
-                fitted[name] = structure.fit(layer, moments, config, config.ridge if own else None)
-            if sequential:
-                surgery.swap_(student, plan.targets.names[name], fitted[name])
+                fitted[name] = fitting.fit(layer, stats.moments.total(), config, None)
+            surgery.swap_(student, names, fitted[name] if sequential else copy.deepcopy(stats.conv))
         rows = [_done(layer, fitted.get(name), plan.targets) for name, layer in plan.layers.items()]
     for name, module in fitted.items():
         surgery.swap_(model, plan.targets.names[name], module)
@@ -151,27 +150,43 @@ def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config:
     cells, empty = {}, {}
     for name, profile in profiles.items():
         cells[name] = regions.split(profile, config.region_method, config.regions, config.seed)
-        empty[name] = SplitMoments(tuple(calibrate.empty_moments(profile, cells[name]) for _ in range(2)))
-    moments = calibrate.moments(model, calibration, {name: layers[name] for name in profiles}, empty, show)
+        empty[name] = _halves(profile, cells[name])
+    moments, inputs = calibrate.moments(model, calibration, {name: layers[name] for name in profiles}, empty, show)
     watched = {name: layers[name] for name in profiles}
     weighted = config.sensitivity and config.factorization == "activation" and config.budget.energy is None
     if weighted and watched:
         metrics = sensitivity.measure(model, calibration, watched, cells, config.seed, show)
     else:
         metrics = {name: sensitivity.plain(layer, cells[name]) for name, layer in watched.items()}
-    squeezes = {}
-    if config.squeeze and config.search and config.factorization == "activation" and config.budget.energy is None:
-        grams = {name: gram for name, (gram, _) in metrics.items()}
-        squeezes = squeeze.look(model, calibration, watched, profiles, cells, grams, show)
     return {
-        name: LayerStats(name, layers[name], profile, cells[name], moments[name], *metrics[name], tuple(squeezes.get(name, ())))
+        name: LayerStats(name, layers[name], profile, cells[name], moments[name], *metrics[name], inputs[name])
         for name, profile in profiles.items()
     }
 
 
-def _choose(stats: Mapping[str, LayerStats], targets: surgery.Targets, other: dict[str, int], config: Config):
+def _options(model, calibration, stats: Mapping[str, LayerStats], config: Config, show: bool):
+    """What each layer may become, with and without squeeze."""
+    several = {name: structure.structures(layer, config) for name, layer in stats.items()}
+    found = {name: structure.options(layer, several[name], config) for name, layer in stats.items()}
+    if not (config.squeeze and config.search and config.factorization == "activation") or config.budget.energy:
+        return found
+    squeezes = {
+        name: squeeze.candidates(layer.conv, layer.inputs, layer.everything[1].root, layer.profile.calls)
+        for name, layer in stats.items()
+    }
+    for group in squeeze.groups(squeezes, {name: layer.cells.count for name, layer in stats.items()}):
+        chosen = {name: squeezes[name] for name in group}
+        empty = {name: [_halves(stats[name].profile, stats[name].cells) for _ in chosen[name]] for name in group}
+        squeeze.moments(model, calibration, {name: stats[name].conv for name in group}, chosen, empty, show)
+        for name in group:
+            for own, behind in zip(chosen[name], empty[name], strict=True):
+                squeezed = [replace(plain, squeeze=own) for plain in several[name]]
+                found[name] += structure.options(stats[name], squeezed, config, behind)
+    return found
+
+
+def _choose(stats: Mapping[str, LayerStats], found, targets: surgery.Targets, other: dict[str, int], config: Config):
     """The structure and ranks of every layer within the budget."""
-    found = {name: structure.options(layer, config) for name, layer in stats.items()}
     if config.budget.energy is not None:
         chosen = {name: (0, option[0][1].keeping(config.budget.energy)) for name, option in found.items()}
     else:
@@ -179,6 +194,10 @@ def _choose(stats: Mapping[str, LayerStats], targets: surgery.Targets, other: di
         options = {name: [option for _, option in several] for name, several in found.items()}
         chosen = search.choose(options, dense, _limit(dense, _fixed(targets, other), config)) if options else {}
     return {name: LayerPlan(stats[name], found[name][index][0], choice) for name, (index, choice) in chosen.items()}
+
+
+def _halves(profile: Profile, cells: RegionMap) -> SplitMoments:
+    return SplitMoments(tuple(calibrate.empty_moments(profile, cells) for _ in range(2)))
 
 
 def _fixed(targets: surgery.Targets, other: Mapping[str, int]) -> Cost:
@@ -221,9 +240,9 @@ def _done(layer: LayerPlan, fitted: HSCConv2d | None, targets: surgery.Targets) 
     dense = layer.stats.dense
     if fitted is None:
         return _row(layer, targets, dense.flops, dense.parameters, dense)
-    packed, own = fitted.plan, layer.structure.squeeze
-    extra = own.cost if own else Cost(0, 0)
-    return _row(layer, targets, int(packed.flops() * layer.stats.profile.calls + extra.flops), int(packed.parameters() + extra.parameters), dense)
+    squeezed = layer.structure.squeeze
+    flops = fitted.plan.flops() * layer.stats.profile.calls + (squeezed.cost.flops if squeezed else 0)
+    return _row(layer, targets, flops, sum(p.numel() for p in fitted.parameters()), dense)
 
 
 def _row(layer: LayerPlan, targets: surgery.Targets, flops: int, parameters: int, dense: Cost) -> LayerReport:
@@ -236,7 +255,7 @@ def _row(layer: LayerPlan, targets: surgery.Targets, flops: int, parameters: int
         parameters=dense.parameters if stays else parameters,
         ranks=() if stays else layer.region_ranks,
         rows=0 if stays else layer.choice.pool or 0,
-        squeeze=len(layer.structure.squeeze.projection) if layer.structure.squeeze else 0,
+        squeeze=layer.structure.squeeze.conv.in_channels if layer.structure.squeeze else 0,
         region_sizes=() if stays else tuple(layer.structure.regions.sizes()),
         error=0.0 if stays else layer.error,
         reason="stays dense: factors would not be cheaper under this budget" if stays else None,

@@ -47,7 +47,8 @@ class HSCConv2d(nn.Module):
         super().__init__()
         self.geometry = plan.geometry
         self.out_size = tuple(plan.out_size)
-        self.in_channels, self.out_channels = plan.in_channels, plan.out_channels
+        self.in_channels = plan.in_channels if squeeze is None else squeeze.shape[1]
+        self.out_channels = plan.out_channels
         self.padding, self.padding_mode, self.activation = tuple(padding), padding_mode, activation
         self.v, self.u, self.bias = nn.Parameter(plan.v), nn.Parameter(plan.u), nn.Parameter(bias)
         self.squeeze = None if squeeze is None else nn.Parameter(squeeze)
@@ -56,7 +57,15 @@ class HSCConv2d(nn.Module):
         self._resized: dict[tuple[int, int], PackedPlan] = {}
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, regions: Sequence[RegionFactors], v: Tensor, bias: Tensor, labels: Tensor, squeeze: Tensor | None = None):
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        regions: Sequence[RegionFactors],
+        v: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        squeeze: Tensor | None = None,
+    ):
         """Replaces ``conv`` by factors; copies every attribute of it or raises ValueError with the reason.
 
         Args:

@@ -25,9 +25,9 @@ def choose(options: Options, dense: Cost, limit: Cost) -> Chosen:
     """
     best: tuple[float, Chosen] | None = None
     for direction in _directions(dense, limit):
-        chosen = _within(options, direction, limit)
+        chosen = _within(options, direction, limit, 20)
         narrowed = {name: [options[name][index]] for name, (index, _) in chosen.items()}
-        filled = _within(narrowed, direction, limit)  # structures fixed, the last of the budget goes into ranks
+        filled = _within(narrowed, direction, limit, 40)  # structures fixed, the last of the budget goes into ranks
         gain = sum(choice.gain for _, choice in filled.values())
         if best is None or gain > best[0]:
             best = gain, {name: (chosen[name][0], filled[name][1]) for name in chosen}
@@ -42,8 +42,8 @@ def _directions(dense: Cost, limit: Cost) -> list[Cost]:
     return [Cost((1 - t) * flops, t * parameters + (1 - t) * read) for t in np.linspace(0, 0.98, DIRECTIONS)]
 
 
-def _within(options: Options, direction: Cost, limit: Cost) -> Chosen:
-    """The choices at the lowest price along ``direction`` that keeps the limits."""
+def _within(options: Options, direction: Cost, limit: Cost, steps: int) -> Chosen:
+    """The choices at the lowest price along ``direction`` that keeps the limits, after ``steps`` of bisection."""
 
     def at(level: float) -> Chosen:
         price = direction.times(level)
@@ -69,7 +69,7 @@ def _within(options: Options, direction: Cost, limit: Cost) -> Chosen:
             f"budget: got a limit of {limit.flops:.4g} FLOPs and {limit.parameters:.4g} parameters, expected at least "
             f"{sum(c.flops for c in costs):.4g} and {sum(c.parameters for c in costs):.4g}, which biases alone take"
         )
-    for _ in range(40):
+    for _ in range(steps):
         middle = (low + high) / 2
         chosen = at(10**middle)
         if fits(chosen):

@@ -51,6 +51,24 @@ class Profile:
         return (self.square / self.images - self.mean() ** 2).clamp_min(0).sqrt()
 
 
+@dataclass
+class Inputs:
+    """Uncentred second moments (C, C) of a layer's input channels, float64 sum; ``positions`` of one input image."""
+
+    outer: Tensor
+    positions: int
+
+    @classmethod
+    def empty(cls, channels: int, device: torch.device) -> Inputs:
+        return cls(torch.zeros(channels, channels, dtype=torch.float64, device=device), 0)
+
+    def add(self, x: Tensor) -> None:
+        """x: (N, C, H, W)."""
+        rows = x.transpose(0, 1).flatten(1).float()
+        self.outer += (rows @ rows.T).double()
+        self.positions = x.shape[2:].numel()
+
+
 class RegionMoments(NamedTuple):
     """Moments of one region (float64): of the outputs x that can be computed and of the outputs y that are wanted.
 

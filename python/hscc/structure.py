@@ -1,4 +1,4 @@
-"""One layer, from statistics to factors: its possible structures, their gains and costs, and the chosen one fitted.
+"""One layer, from statistics to what it may become: its possible structures, their gains and their costs.
 
 Errors are measured in the layer's metric: channels by the sensitivity of the network's output (``Metric``), positions
 by the weight of their cell. Without sensitivity both are plain.
@@ -6,24 +6,22 @@ by the weight of their cell. Without sensitivity both are plain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hscc_kernels import ClusterFactors, RegionFactors
-
 from . import clusters, factors, ranks, regions
 from .config import Config
 from .factors import Metric, Spectrum
-from .layer import HSCConv2d, dense_bias, weight_rows
-from .squeeze import Squeeze
+from .layer import dense_bias, weight_rows
 from .ranks import Choice, Cost, Group, Own, Shared
 from .regions import RegionMap
-from .stats import Moments, Profile, RegionMoments, SplitMoments, pooled
+from .squeeze import Squeeze
+from .stats import Inputs, Moments, Profile, RegionMoments, SplitMoments, pooled
 
 CLUSTERS_PAY = 0.25  # share of U in a rank's FLOPs below which clusters, which split only U, cannot win
 
@@ -39,7 +37,7 @@ class LayerStats:
     moments: SplitMoments
     gram: Tensor
     weights: Tensor
-    squeezes: tuple[Squeeze, ...] = ()
+    inputs: Inputs
 
     @property
     def positions(self) -> int:
@@ -71,6 +69,10 @@ class Structure:
     shared: bool
     squeeze: Squeeze | None = None
 
+    def conv(self, stats: LayerStats) -> nn.Conv2d:
+        """The convolution that the rows replace."""
+        return self.squeeze.conv if self.squeeze else stats.conv
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -82,7 +84,8 @@ class LayerPlan:
 
     @property
     def stays_dense(self) -> bool:
-        return not self.structure.shared and self.structure.squeeze is None and all(rank == ranks.DENSE for rank in self.choice.ranks)
+        plain = not self.structure.shared and self.structure.squeeze is None
+        return plain and all(rank == ranks.DENSE for rank in self.choice.ranks)
 
     @property
     def region_ranks(self) -> tuple[tuple[int | None, ...], ...]:
@@ -96,62 +99,67 @@ class LayerPlan:
         return min(max(1 - self.choice.gain, 0.0), 1.0)
 
 
-def options(stats: LayerStats, config: Config) -> list[tuple[Structure, Own | Shared]]:
-    """The structures that a layer may have, with what they gain and cost at every rank."""
-    split = config.budget.energy is None and min(half.count.min().item() for half in stats.moments.halves) > 0
-    seen, unseen = stats.moments.halves if split else (stats.moments.total(),) * 2
-    total = _region_moments(seen, stats, (tuple(range(stats.cells.count)),))[0]
-    found = []
-    for structure in _structures(stats, config):
-        fitted, tested = (_region_moments(m, stats, structure.members) for m in (seen, unseen))
-        base = _base(stats, structure, fitted, tested, total)
-        for squeeze in (None, *stats.squeezes):
-            if squeeze:
-                structure = replace(structure, squeeze=squeeze)
-                seen2, unseen2 = squeeze.moments.halves if split else (squeeze.moments.total(),) * 2
-                fitted, tested = (_region_moments(m, stats, structure.members) for m in (seen2, unseen2))
-            if structure.shared:
-                found.append((structure, _shared(stats, structure, fitted, tested, base, config)))
-            else:
-                found.append((structure, _own(stats, structure, fitted, tested, base, config)))
-    return found
-
-
-def fit(layer: LayerPlan, moments: Moments, config: Config, ridge: float | None) -> HSCConv2d:
-    """The layer's factors from moments of its cells; ``ridge`` None: computable and wanted outputs are the same."""
-    stats, structure = layer.stats, layer.structure
-    conv = structure.squeeze.core if structure.squeeze else stats.conv
-    weight, bias = weight_rows(conv).double(), dense_bias(conv).double()
-    parts = _region_moments(moments, stats, structure.members)
-    if structure.shared:
-        pool, found, biases = _fit_shared(layer, parts, bias, ridge or 0.0)
-        rows = pool @ weight
-    else:
-        rows, found, biases = _fit_own(layer, parts, weight, bias, config, ridge)
-    projection = structure.squeeze and structure.squeeze.projection
-    return HSCConv2d.from_conv(conv, found, rows, torch.stack(biases), structure.regions.labels, projection)
-
-
-def _structures(stats: LayerStats, config: Config) -> Iterator[Structure]:
+def structures(stats: LayerStats, config: Config) -> list[Structure]:
+    """The structures that a layer may have, without squeeze."""
     everything, _ = stats.everything
     fixed = not config.search or config.factorization == "weight" or config.budget.energy is not None
     second_stage = stats.conv.out_channels / (stats.conv.weight[0].numel() + stats.conv.out_channels)
     most = config.clusters if second_stage >= CLUSTERS_PAY else 1
     counts = [2**i for i in range(6) if 2**i < stats.cells.count] + [stats.cells.count]
+    found = []
     for count in counts[-1:] if fixed else counts:
         merged, members = regions.merge(stats.cells, stats.profile, count)
         for number in [config.clusters] if fixed else range(1, most + 1):
-            if number == 1:
-                yield Structure(merged, members, ((everything,),) * merged.count, False)
-                continue
-            parts = _region_moments(stats.moments.total(), stats, members)
-            split = tuple(clusters.split(part.covariance, number, config.seed) for part in parts)
-            yield Structure(merged, members, split, False)
+            split = ((everything,),) * merged.count
+            if number > 1:
+                parts = region_moments(stats.moments.total(), stats, members)
+                split = tuple(clusters.split(part.covariance, number, config.seed) for part in parts)
+            found.append(Structure(merged, members, split, False))
         if config.sharing and not fixed and merged.count > 1:
-            yield Structure(merged, members, ((everything,),) * merged.count, True)
+            found.append(Structure(merged, members, ((everything,),) * merged.count, True))
+    return found
 
 
-def _region_moments(moments: Moments, stats: LayerStats, members: tuple[tuple[int, ...], ...]) -> list[RegionMoments]:
+def options(
+    stats: LayerStats, several: Sequence[Structure], config: Config, squeezed: SplitMoments | None = None
+) -> list[tuple[Structure, Own | Shared]]:
+    """What structures gain and cost at every rank; ``squeezed`` are the moments behind the squeeze that all have."""
+    split = config.budget.energy is None and min(half.count.min().item() for half in stats.moments.halves) > 0
+
+    def halves(moments: SplitMoments) -> tuple[Moments, Moments]:
+        return moments.halves if split else (moments.total(),) * 2
+
+    total = region_moments(halves(stats.moments)[0], stats, (tuple(range(stats.cells.count)),))[0]
+    found = []
+    for structure in several:
+        fitted, tested = (region_moments(m, stats, structure.members) for m in halves(stats.moments))
+        energy, base = _base(stats, structure, fitted, tested, total)
+        if squeezed:
+            fitted, tested = (region_moments(m, stats, structure.members) for m in halves(squeezed))
+        price = _shared if structure.shared else _own
+        found.append((structure, price(stats, structure, fitted, tested, energy, base, config)))
+    return found
+
+
+def spectrum(
+    stats: LayerStats,
+    structure: Structure,
+    part: RegionMoments,
+    channels: Tensor,
+    config: Config,
+    ridge: float | None,
+) -> Spectrum:
+    """All directions of a cluster; ``ridge`` None: computable and wanted outputs are the same."""
+    if config.factorization == "weight":
+        conv = structure.conv(stats)
+        return factors.from_weight(weight_rows(conv).double(), dense_bias(conv).double(), channels)
+    metric = stats.metric(channels)
+    if ridge is None:
+        return factors.from_activations(part, channels, metric)
+    return factors.from_regression(part, channels, metric, ridge)
+
+
+def region_moments(moments: Moments, stats: LayerStats, members: tuple[tuple[int, ...], ...]) -> list[RegionMoments]:
     """Moments of unions of cells, each position counted by its weight."""
 
     def weighted(cell: int) -> RegionMoments:
@@ -161,11 +169,11 @@ def _region_moments(moments: Moments, stats: LayerStats, members: tuple[tuple[in
     return [pooled([weighted(cell) for cell in cells]) for cells in members]
 
 
-def _sizes(stats: LayerStats, structure: Structure) -> list[tuple[int, float]]:
+def sizes(stats: LayerStats, structure: Structure) -> list[tuple[int, float]]:
     """(positions, weight of all positions) of each region."""
-    sizes = stats.cells.sizes()
+    cells_of = stats.cells.sizes()
     return [
-        (sum(sizes[c] for c in cells), sum(sizes[c] * stats.weights[c].item() for c in cells))
+        (sum(cells_of[c] for c in cells), sum(cells_of[c] * stats.weights[c].item() for c in cells))
         for cells in structure.members
     ]
 
@@ -179,142 +187,70 @@ def _energy(fitted: RegionMoments, tested: RegionMoments, channels: Tensor, metr
 
 def _base(stats, structure, fitted, tested, total: RegionMoments) -> tuple[float, float]:
     """(energy about one mean for all positions, the share of it that region means alone explain)."""
-    sizes = _sizes(stats, structure)
-    energy = sum(w * _energy(total, part, *stats.everything) for (_, w), part in zip(sizes, tested, strict=True))
-    left = sum(w * _energy(f, t, *stats.everything) for (_, w), f, t in zip(sizes, fitted, tested, strict=True))
+    shares = [w for _, w in sizes(stats, structure)]
+    energy = sum(w * _energy(total, part, *stats.everything) for w, part in zip(shares, tested, strict=True))
+    left = sum(w * _energy(f, t, *stats.everything) for w, f, t in zip(shares, fitted, tested, strict=True))
     energy = max(energy, 1e-30)
     return energy, (energy - left) / energy if left > 0 else 1.0
 
 
-def _patch(stats: LayerStats, structure: Structure) -> int:
-    conv = structure.squeeze.core if structure.squeeze else stats.conv
-    return conv.weight[0].numel()
-
-
-def _squeeze_cost(structure: Structure) -> Cost:
-    return structure.squeeze.cost if structure.squeeze else Cost(0, 0)
-
-
-def _own(stats, structure, fitted, tested, base, config: Config) -> Own:
-    energy, base = base
-    patch = _patch(stats, structure)
-    if config.factorization == "weight":
-        weight, bias = weight_rows(stats.conv).double(), dense_bias(stats.conv).double()
-        energy, base = stats.positions * weight.square().sum().item(), 0.0
+def _own(stats, structure, fitted, tested, energy, base, config: Config) -> Own:
+    patch, weights = structure.conv(stats).weight[0].numel(), config.factorization == "weight"
+    if weights:
+        energy, base = stats.positions * weight_rows(stats.conv).double().square().sum().item(), 0.0
     groups = []
-    for (size, share), old, new, split in zip(
-        _sizes(stats, structure), fitted, tested, structure.clusters, strict=True
-    ):
+    for (size, share), old, new, split in zip(sizes(stats, structure), fitted, tested, structure.clusters, strict=True):
         for channels in split:
-            if config.factorization == "weight":
-                gains, all_gains = factors.from_weight(weight, bias, channels).gains, None
-                share = size
-            else:
+            found = spectrum(stats, structure, old, channels, config, config.ridge if structure.squeeze else None)
+            gains, rest, scale = found.gains, 0.0, (size if weights else share) / energy
+            if not weights:
                 metric = stats.metric(channels)
-                if structure.squeeze:
-                    spectrum, all_gains = factors.from_regression(old, channels, metric, config.ridge), None
-                else:
-                    spectrum = factors.from_activations(old, channels, metric)
-                    all_gains = _energy(old, new, channels, metric)
-                gains = factors.held_out_gains(spectrum, metric, new, channels)
-            rest = 0.0 if all_gains is None else max(all_gains - gains.sum().item(), 0.0)
+                gains = factors.held_out_gains(found, metric, new, channels)
+                if not structure.squeeze:  # a dense cluster is exact
+                    rest = max(_energy(old, new, channels, metric) - gains.sum().item(), 0.0)
             flops, count = 2 * stats.profile.calls * size, len(channels)
+            row, dense = patch + count, patch * count
             groups.append(
-                Group(
-                    gains.cpu().numpy() * share / energy,
-                    rest * share / energy,
-                    Cost(flops * (patch + count), patch + count),
-                    Cost(flops * patch * count, patch * count),
-                )
+                Group(gains.cpu().numpy() * scale, rest * scale, Cost(flops * row, row), Cost(flops * dense, dense))
             )
-    fixed = Cost(0, len(structure.members) * stats.conv.out_channels).plus(_squeeze_cost(structure))
-    return Own(groups, base, fixed, config.rank_multiple, None if structure.squeeze else stats.dense)
+    return Own(groups, base, _fixed(stats, structure), config.rank_multiple, None if structure.squeeze else stats.dense)
 
 
-def _shared(stats, structure, fitted, tested, base, config: Config) -> Shared:
-    energy, base = base
-    patch = _patch(stats, structure)
+def _shared(stats, structure, fitted, tested, energy, base, config: Config) -> Shared:
+    patch, outputs = structure.conv(stats).weight[0].numel(), stats.conv.out_channels
     everything, metric = stats.everything
-    sizes = _sizes(stats, structure)
-    within = _within(fitted, sizes)
-    if structure.squeeze:
-        spectrum = factors.from_regression(within, everything, metric, config.ridge)
-    else:
-        spectrum = factors.from_activations(within, everything, metric)
+    shares = sizes(stats, structure)
+    pooled_part, ridge = within(fitted, shares), config.ridge if structure.squeeze else None
+    found = spectrum(stats, structure, pooled_part, everything, config, ridge)
     gains = [
         factors.held_out_gains(
-            spectrum._replace(mean=old.mean, target_mean=old.target_mean), metric, new, everything, falling=False
+            found._replace(mean=old.mean, target_mean=old.target_mean), metric, new, everything, falling=False
         )
         for old, new in zip(fitted, tested, strict=True)
     ]
-    weights = torch.tensor([[w] for _, w in sizes], dtype=torch.float64)
-    outputs = stats.conv.out_channels
-    flops = [2 * stats.profile.calls * size for size, _ in sizes]
+    weights = torch.tensor([[w] for _, w in shares], dtype=torch.float64)
+    flops = [2 * stats.profile.calls * size for size, _ in shares]
     return Shared(
         (torch.stack(gains).cpu() * weights / energy).numpy().astype(np.float64),
         [Cost(f * (patch + outputs), outputs) for f in flops],
         Cost(0, patch),
         base,
-        Cost(0, len(sizes) * outputs).plus(_squeeze_cost(structure)),
+        _fixed(stats, structure),
     )
 
 
-def _within(parts: list[RegionMoments], sizes: list[tuple[int, float]]) -> RegionMoments:
-    """Moments about each region's own mean, pooled by weight: what shared rows have to explain."""
-    total = sum(w for _, w in sizes)
-    share = [w / max(total, 1e-30) for _, w in sizes]
+def _fixed(stats: LayerStats, structure: Structure) -> Cost:
+    """Of biases and squeeze, whatever the ranks."""
+    biases = Cost(0, len(structure.members) * stats.conv.out_channels)
+    return biases.plus(structure.squeeze.cost) if structure.squeeze else biases
+
+
+def within(parts: list[RegionMoments], shares: list[tuple[int, float]]) -> RegionMoments:
+    """Moments about each region's own mean, pooled by the weights of :func:`sizes`: what shared rows must explain."""
+    total = sum(w for _, w in shares)
+    share = [w / max(total, 1e-30) for _, w in shares]
 
     def mean(name: str) -> Tensor:
         return sum(w * getattr(part, name) for w, part in zip(share, parts, strict=True))
 
     return RegionMoments(total, mean("mean"), mean("covariance"), mean("target_mean"), mean("cross"))
-
-
-def _spectrum(
-    stats: LayerStats, part: RegionMoments, channels: Tensor, weight, bias, config: Config, ridge
-) -> Spectrum:
-    if config.factorization == "weight":
-        return factors.from_weight(weight, bias, channels)
-    metric = stats.metric(channels)
-    if ridge is None:
-        return factors.from_activations(part, channels, metric)
-    return factors.from_regression(part, channels, metric, ridge)
-
-
-def _fit_own(layer: LayerPlan, parts, weight, bias, config: Config, ridge: float | None):
-    pool, found, biases, start = [], [], [], 0
-    for part, split, chosen in zip(parts, layer.structure.clusters, layer.region_ranks, strict=True):
-        region_bias, region_clusters, row = torch.empty_like(bias), [], 0
-        for channels, rank in zip(split, chosen, strict=True):
-            if rank is None and layer.structure.squeeze:
-                spectrum = _spectrum(layer.stats, part, channels, weight, bias, config, ridge)
-                rows, u = spectrum.u @ (spectrum.a @ weight), None
-                region_bias[channels] = spectrum.bias(bias, len(channels))
-            elif rank is None:
-                rows, u, region_bias[channels] = weight[channels], None, bias[channels]
-            else:
-                spectrum = _spectrum(layer.stats, part, channels, weight, bias, config, ridge)
-                rows, u = spectrum.a[:rank] @ weight, spectrum.u[:, :rank]
-                region_bias[channels] = spectrum.bias(bias, rank)
-            region_clusters.append(ClusterFactors(channels, row, u))
-            pool.append(rows)
-            row += len(rows)
-        found.append(RegionFactors(torch.arange(start, start + row), tuple(region_clusters)))
-        biases.append(region_bias)
-        start += row
-    return torch.cat(pool), found, biases
-
-
-def _fit_shared(layer: LayerPlan, parts, bias: Tensor, ridge: float):
-    everything, metric = layer.stats.everything
-    within = _within(parts, _sizes(layer.stats, layer.structure))
-    rows = factors.shared_rows(within, metric, layer.choice.pool, ridge)
-    picked = [
-        factors.pick_rows(part, rows, rank, ridge, metric) for part, rank in zip(parts, layer.choice.ranks, strict=True)
-    ]
-    used = torch.cat([index for index, _ in picked]).unique()
-    found, biases = [], []
-    for part, (index, u) in zip(parts, picked, strict=True):
-        found.append(RegionFactors(torch.searchsorted(used, index), (ClusterFactors(everything, 0, u),)))
-        biases.append(part.target_mean + u @ (rows[index] @ (bias - part.mean)))
-    return rows[used], found, biases

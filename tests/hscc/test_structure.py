@@ -136,9 +136,8 @@ def test_held_out_gains_are_those_of_the_other_data() -> None:
     first, second = y[:200], y[200:]
     channels = torch.arange(8)
     spectrum = factors.from_activations(moments(first, first), channels, plain(8))
-    gains, energy = factors.held_out_gains(spectrum, plain(8), moments(second, second), channels)
+    gains = factors.held_out_gains(spectrum, plain(8), moments(second, second), channels)
     about = second - first.mean(0)
-    assert energy == pytest.approx(about.square().sum(1).mean().item())
     kept = (about @ spectrum.u).square().mean(0)
     torch.testing.assert_close(gains, kept.cummin(0).values)
 
@@ -162,7 +161,7 @@ def group(gains, flops, dense, rest=0.0) -> ranks.Group:
 
 
 def own(*groups: ranks.Group, multiple: int = 1) -> ranks.Own:
-    return ranks.Own(groups, 0.0, 0, multiple)
+    return ranks.Own(groups, 0.0, Cost(0, 0), multiple)
 
 
 def best_within(groups, budget: float) -> float:
@@ -211,14 +210,14 @@ def test_the_better_structure_is_taken() -> None:
 
 
 def test_a_budget_below_the_biases_is_refused() -> None:
-    costly = ranks.Own([group([1.0], 1.0, 99)], 0.0, 50, 1)
+    costly = ranks.Own([group([1.0], 1.0, 99)], 0.0, Cost(0, 50), 1)
     with pytest.raises(ValueError, match="expected at least 0 and 50, which biases alone take"):
         search.choose({"a": [costly]}, Cost(99, 99), Cost(math.inf, 20))
 
 
 def test_shared_rows_open_when_enough_regions_want_them() -> None:
     gains = np.array([[1.0, 0.4, 0.0], [1.0, 0.4, 0.9]])
-    shared = ranks.Shared(gains, [Cost(1, 0), Cost(1, 0)], Cost(0, 1), 0.0, 0)
+    shared = ranks.Shared(gains, [Cost(1, 0), Cost(1, 0)], Cost(0, 1), 0.0, Cost(0, 0))
     choice = shared.at(Cost(0.1, 0.5))
     assert choice.ranks == (2, 3)
     assert choice.pool == 3
@@ -230,8 +229,8 @@ def test_shared_rows_open_when_enough_regions_want_them() -> None:
 
 def test_dense_where_factors_are_not_cheaper() -> None:
     expensive = group([3, 2, 1], 4.0, 12.0)
-    assert expensive.rank_at(Cost(1e-9, 0), 1) == ranks.DENSE
-    assert expensive.rank_at(Cost(0.3, 0), 1) == 2
+    assert own(expensive).at(Cost(1e-9, 0)).ranks == (ranks.DENSE,)
+    assert own(expensive).at(Cost(0.3, 0)).ranks == (2,)
     assert expensive.rank_keeping(0.99, 1) == ranks.DENSE
 
 
@@ -240,7 +239,7 @@ def test_energy_threshold_and_multiples() -> None:
     assert [g.rank_keeping(0.9, 1) for g in (first, dead)] == [2, 0]
     assert first.rank_keeping(0.91, 1) == 3
     assert first.rank_keeping(0.91, 4) == 4
-    assert first.rank_at(Cost(2.0, 0), 2) == 2
+    assert own(first, multiple=2).at(Cost(2.0, 0)).ranks == (2,)
 
 
 def test_merging_cells_keeps_their_moments() -> None:
