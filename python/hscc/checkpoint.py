@@ -78,8 +78,9 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
         parts = [tensors.pop(f"{name}.{part}", None) for part in _TENSORS]
         if any(part is None for part in parts):
             raise ValueError(f"{path}: layer {name!r}: got a file that lacks its tensors, expected {list(_TENSORS)}")
+        squeeze = tensors.pop(f"{name}.squeeze", None)  # most layers have none
         key = id(parts[0])  # a module shared under several names stays shared
-        built[name] = by_factor.setdefault(key, built.get(name) or _build(parts, layer))
+        built[name] = by_factor.setdefault(key, built.get(name) or _build(parts, squeeze, layer))
     replaced = tuple(f"{name}." for name in built)
     rest = {key: value for key, value in model.state_dict().items() if not key.startswith(replaced)}
     wrong = sorted(key for key in rest.keys() ^ tensors.keys()) or sorted(
@@ -134,7 +135,7 @@ def _describe(layer: HSCConv2d) -> dict:
     }
 
 
-def _build(tensors: list[Tensor], layer: dict) -> HSCConv2d:
+def _build(tensors: list[Tensor], squeeze: Tensor | None, layer: dict) -> HSCConv2d:
     v, u, bias, *index = tensors
     try:
         geometry, out_size = Geometry.unflat(layer["geometry"]), tuple(layer["out_size"])
@@ -144,7 +145,15 @@ def _build(tensors: list[Tensor], layer: dict) -> HSCConv2d:
     plan = PackedPlan(v, u, *index, geometry, out_size).validate()
     if bias.shape != plan.channels.shape or bias.dtype != v.dtype:
         raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {v.dtype} {tuple(plan.channels.shape)}")
-    return HSCConv2d(plan, bias, **options)
+    if squeeze is not None and (squeeze.shape[0], *squeeze.shape[2:], squeeze.dtype) != (
+        plan.in_channels,
+        1,
+        1,
+        v.dtype,
+    ):
+        expected = f"{v.dtype} ({plan.in_channels}, C, 1, 1)"
+        raise ValueError(f"squeeze: got {squeeze.dtype} {tuple(squeeze.shape)}, expected {expected}")
+    return HSCConv2d(plan, bias, squeeze=squeeze, **options)
 
 
 def _write(path: Path, data: bytes) -> None:

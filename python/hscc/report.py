@@ -10,6 +10,7 @@ class LayerReport:
     """One convolution. FLOPs are for one image; a dense layer has no ranks, and ``reason`` says why it stayed so.
 
     ``rows`` is the size of the pool that regions share; 0 where every region has rows of its own.
+    ``squeeze`` is the number of channels to which the layer projects its inputs first; 0 where it does not.
     ``error`` is the share of the layer's output energy (weighted by sensitivity) that the factors are predicted to
     miss, on calibration samples that they were not made from.
     """
