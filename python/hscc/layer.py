@@ -28,10 +28,11 @@ class HSCConv2d(nn.Module):
     """A hierarchical spatio-channel low-rank convolution.
 
     Made by :meth:`from_conv`. Factors ``v``, ``u`` and ``bias`` (R, O) are parameters, index tensors are buffers;
-    shapes as in :class:`hscc_kernels.PackedPlan`. Takes and gives what the ``nn.Conv2d`` did: (N, C, H, W) or
-    (C, H, W), any batch size. An H x W other than the calibrated one works too: the region map is resized
-    (nearest position) once and kept; call :meth:`prepare` before ``torch.compile`` or ``torch.export`` for such a
-    size. Backends: see ``hscc_kernels.lowrank_conv2d``.
+    shapes as in :class:`hscc_kernels.PackedPlan`. ``squeeze`` (c, C, 1, 1), where there is one, is a parameter that
+    projects the input channels first; the plan is then one of c channels. Takes and gives what the ``nn.Conv2d`` did:
+    (N, C, H, W) or (C, H, W), any batch size. An H x W other than the calibrated one works too: the region map is
+    resized (nearest position) once and kept; call :meth:`prepare` before ``torch.compile`` or ``torch.export`` for such
+    a size. Backends: see ``hscc_kernels.lowrank_conv2d``.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class HSCConv2d(nn.Module):
         Args:
             regions: the factors of each region; v: (q, D) their pool of rows, D ordered (kh, kw, C).
             bias: (R, O). labels: (Ho, Wo) region of each output position.
+            squeeze: (c, C) projection of the input channels to those of ``conv``; None without.
         """
         if reason := objection(conv):
             raise ValueError(reason)
@@ -135,6 +137,7 @@ class HSCConv2d(nn.Module):
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={g.kernel}, stride={g.stride}, "
             f"padding={g.padding}, dilation={g.dilation}, regions={self.bias.shape[0]}, rows={self.v.shape[0]}"
+            + ("" if self.squeeze is None else f", squeeze={self.squeeze.shape[0]}")
         )
 
 
