@@ -108,21 +108,6 @@ def own_calls(model: nn.Module, x: Tensor, compiled: bool) -> Calls:
     return {"eager": call(model)} | ({"compiled": call(torch.compile(model))} if compiled else {})
 
 
-def conv_flops(model: nn.Module, x: Tensor) -> int:
-    """Floating-point operations of the dense convolutions for one image."""
-    total = 0
-
-    def count(layer, inputs, output):
-        nonlocal total
-        total += 2 * output[0].numel() * layer.weight[0].numel()
-
-    hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    model(x[:1])
-    for hook in hooks:
-        hook.remove()
-    return total
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
@@ -145,15 +130,14 @@ def main(argv: list[str] | None = None) -> int:
     rows, calls, wrong = [], dict(peers), False
     for reduction in args.reductions:
         model = copy.deepcopy(dense)
-        hscc.compress_(model, data.split(_BATCH), hscc.Config(budget=hscc.flops(reduction)))
+        report = hscc.compress_(model, data.split(_BATCH), hscc.Config(budget=hscc.flops(reduction)))
         hscc.fuse_relu_(model.eval())
         model = model.to(memory_format=torch.channels_last)
         x_last = x.contiguous(memory_format=torch.channels_last)
         name = f"alexnet/{reduction:g}x"
         error = error_ratio(model, data[:_BATCH].contiguous(memory_format=torch.channels_last))
-        left = sum(m.plan.flops() for m in model.modules() if isinstance(m, hscc.HSCConv2d)) + conv_flops(model, x)
         row = {"name": name, "batch": args.batch, "threads": args.threads, "error_ratio": round(error, 4)}
-        row["flop_reduction"] = round(conv_flops(dense, x) / left, 3)
+        row["flop_reduction"] = round(report.flop_reduction, 3)
         rows.append(row)
         if error <= 1:
             calls |= {f"{name} {way}": call for way, call in own_calls(model, x_last, not args.no_compile).items()}

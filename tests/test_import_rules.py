@@ -46,10 +46,15 @@ ALLOWED = {
         "baselines": {"calibrate", "chains", "config", "distributed", "ranks", "report", "search", "stats"},
         "search": {"ranks"},
         "sensitivity": {"calibrate", "distributed", "regions"},
-        "structure": {"clusters", "config", "factors", "latency", "layer", "ranks", "regions", "stats", "work"},
+        "squeeze": {"calibrate", "chains", "distributed", "stats", "work"},
+        "structure": {
+            *("clusters", "config", "factors", "latency", "layer", "ranks", "regions"),
+            *("squeeze", "stats", "work"),
+        },
+        "fitting": {"config", "factors", "layer", "stats", "structure"},
         "compress": {
-            *("baselines", "calibrate", "chains", "config", "latency", "layer", "ranks", "regions"),
-            *("report", "search", "sensitivity", "stats", "structure", "surgery", "work"),
+            *("baselines", "calibrate", "chains", "config", "fitting", "latency", "layer", "ranks", "regions"),
+            *("report", "search", "sensitivity", "squeeze", "stats", "structure", "surgery", "work"),
         },
         "checkpoint": {"chains", "layer", "report", "surgery"},
         "finetune": {"calibrate", "checkpoint", "layer"},

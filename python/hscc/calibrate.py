@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import distributed
 from .progress import track
 from .regions import RegionMap
-from .stats import Moments, Profile
+from .stats import Inputs, Moments, Profile
 
 
 class _Seen(Exception):
@@ -60,13 +60,21 @@ def moments(
     layers: Mapping[str, nn.Module],
     empty: Mapping[str, Moments],
     show: bool,
-) -> Mapping[str, Moments]:
-    """Fills empty moments with the outputs of each layer."""
-    with distributed.together(), _watch(layers, lambda name, y: empty[name].add(y)), _inference(model):
-        for batch in batches(calibration, model, "moments", show):
-            forward(model, batch)
+) -> tuple[Mapping[str, Moments], dict[str, Inputs]]:
+    """Fills empty moments with the outputs of each layer; also the moments of its inputs."""
+    inputs = {name: Inputs.empty(layer.in_channels, layer.weight.device) for name, layer in layers.items()}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        empty[name].add(y)
+        inputs[name].add(x)
+
+    visit(model, calibration, layers, see, "moments", show)
     _sum(empty)
-    return empty
+    distributed.sum_(*(seen.outer for seen in inputs.values()))
+    everywhere = distributed.gather({name: seen.positions for name, seen in inputs.items()})
+    for name, seen in inputs.items():  # a rank may not have run a layer
+        seen.positions = max(positions[name] for positions in everywhere)
+    return empty, inputs
 
 
 def visit(

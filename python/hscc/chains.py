@@ -86,7 +86,7 @@ class Chain:
         """Gathers what the first stage sees: (N, C, H, W) -> (N, m, H', W')."""
         kernel = [k if own else 1 for k, own in zip(conv.kernel_size, cls.first_axes, strict=True)]
         size = conv.in_channels * kernel[0] * kernel[1]
-        return _stage(conv, torch.eye(size).view(size, conv.in_channels, *kernel), cls.first_axes)
+        return stage(conv, torch.eye(size).view(size, conv.in_channels, *kernel), cls.first_axes)
 
     @property
     def dense(self) -> Cost:
@@ -196,9 +196,9 @@ class Tucker2(Chain):
         first, core, last = self._from_weight() if self.config.factorization == "weight" else self._from_activations()
         return self.centred(
             ConvChain(
-                _stage(self.conv, first[..., None, None], (False, False)),
-                _stage(self.conv, core, (True, True)),
-                _stage(self.conv, last[..., None, None], (False, False)),
+                stage(self.conv, first[..., None, None], (False, False)),
+                stage(self.conv, core, (True, True)),
+                stage(self.conv, last[..., None, None], (False, False)),
             )
         )
 
@@ -240,11 +240,14 @@ class SpatialSVD(Chain):
         _, left, right = self.split(self.unfolded())
         first = left[:, :rank].T.reshape(rank, self.conv.in_channels, kh, 1)
         last = right[:rank].view(rank, self.conv.out_channels, 1, kw).transpose(0, 1)
-        return self.centred(ConvChain(_stage(self.conv, first, (True, False)), _stage(self.conv, last, (False, True))))
+        return self.centred(ConvChain(stage(self.conv, first, (True, False)), stage(self.conv, last, (False, True))))
 
 
-def _stage(like: nn.Conv2d, weight: Tensor, axes: tuple[bool, bool]) -> nn.Conv2d:
-    """A convolution of ``weight`` with the stride, padding and dilation of ``like`` along ``axes``, plain elsewhere."""
+def stage(like: nn.Conv2d, weight: Tensor, axes: tuple[bool, bool]) -> nn.Conv2d:
+    """A convolution of ``weight`` with the stride, padding and dilation of ``like`` along ``axes``, plain elsewhere.
+
+    Without bias; ``weight`` (O, C, kh, kw) takes the dtype and the device of the other.
+    """
 
     def along(values: tuple[int, int], plain: int) -> tuple[int, int]:
         return tuple(value if own else plain for value, own in zip(values, axes, strict=True))

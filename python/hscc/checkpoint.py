@@ -142,9 +142,10 @@ def _describe(layer: HSCConv2d | ConvChain) -> dict:
 def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | ConvChain:
     if "stages" in layer:
         return _build_chain(tensors, layer["stages"], where)
-    if set(tensors) != set(_TENSORS):
+    if set(tensors) - {"squeeze"} != set(_TENSORS):  # most layers have no squeeze
         raise ValueError(f"{where}: got tensors {sorted(tensors)}, expected {sorted(_TENSORS)}")
     v, u, bias, *index = (tensors[part] for part in _TENSORS)
+    squeeze = tensors.get("squeeze")
     try:
         geometry, out_size = Geometry.unflat(layer["geometry"]), tuple(layer["out_size"])
         options = {name: layer[name] for name in ("padding", "padding_mode", "activation")}
@@ -153,7 +154,15 @@ def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | C
     plan = PackedPlan(v, u, *index, geometry, out_size).validate()
     if bias.shape != plan.channels.shape or bias.dtype != v.dtype:
         raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {v.dtype} {tuple(plan.channels.shape)}")
-    return HSCConv2d(plan, bias, **options)
+    if squeeze is not None and (squeeze.shape[0], *squeeze.shape[2:], squeeze.dtype) != (
+        plan.in_channels,
+        1,
+        1,
+        v.dtype,
+    ):
+        expected = f"{v.dtype} ({plan.in_channels}, C, 1, 1)"
+        raise ValueError(f"squeeze: got {squeeze.dtype} {tuple(squeeze.shape)}, expected {expected}")
+    return HSCConv2d(plan, bias, squeeze=squeeze, **options)
 
 
 def _build_chain(tensors: dict[str, Tensor], stages: list[dict], where: str) -> ConvChain:

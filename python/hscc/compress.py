@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from . import baselines, calibrate, regions, search, sensitivity, structure, surgery
+from . import baselines, calibrate, fitting, regions, search, sensitivity, squeeze, structure, surgery
 from .chains import Chain
 from .config import REDUCTIONS, Config
 from .latency import Machine
+from .layer import HSCConv2d
 from .ranks import Cost
+from .regions import RegionMap
 from .report import LayerReport, Report
-from .stats import SplitMoments
+from .stats import Profile, SplitMoments
 from .structure import LayerPlan, LayerStats
 from .work import Work
 
@@ -100,7 +102,8 @@ def plan(model: nn.Module, calibration: Iterable, config: Config, *, show_progre
     if machine:
         stats = {name: replace(layer, machine=machine, dense_seconds=seconds[name]) for name, layer in stats.items()}
     images = max((layer.profile.images // layer.profile.calls for layer in stats.values()), default=0)
-    layers = _choose(stats, _sum(others.values()), config)
+    found = _options(model, calibration, stats, config, show_progress)
+    layers = _choose(stats, found, _sum(others.values()), config)
     return CompressionPlan(config, layers, targets, others, _warnings(images), machine)
 
 
@@ -116,13 +119,15 @@ def apply_(
     if baseline:
         fitted, rows = baselines.fit(model, plan.layers, plan.targets.names, calibration, show_progress)
     else:
-        student = copy.deepcopy(model) if sequential else None
+        student = copy.deepcopy(model)
         fitted = {}
         for name, layer in plan.layers.items():
             if layer.stays_dense:
                 continue
-            if sequential and fitted:
-                stats = layer.stats
+            stats, names, squeezed = layer.stats, plan.targets.names[name], layer.structure.squeeze
+            if squeezed:
+                surgery.swap_(student, names, squeezed.module())
+            if squeezed or (sequential and fitted):
                 moments = calibrate.paired_moments(
                     model,
                     student,
@@ -132,12 +137,11 @@ def apply_(
                     calibrate.empty_moments(stats.profile, stats.cells),
                     show_progress,
                 )
-                fitted[name] = structure.fit(layer, moments, config, config.ridge)
+                fitted[name] = fitting.fit(layer, moments, config, config.ridge)
             else:
-                fitted[name] = structure.fit(layer, layer.stats.moments.total(), config, None)
-            if sequential:
-                surgery.swap_(student, plan.targets.names[name], fitted[name])
-        costs = {name: plan.layers[name].stats.cost(Work.of(module.plan)) for name, module in fitted.items()}
+                fitted[name] = fitting.fit(layer, stats.moments.total(), config, None)
+            surgery.swap_(student, names, fitted[name] if sequential else copy.deepcopy(stats.conv))
+        costs = {name: _cost(plan.layers[name], module) for name, module in fitted.items()}
         rows = [_layer_row(layer, plan.targets, costs.get(name)) for name, layer in plan.layers.items()]
     for name, module in fitted.items():
         surgery.swap_(model, plan.targets.names[name], module)
@@ -172,8 +176,8 @@ def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config:
     cells, empty = {}, {}
     for name, profile in profiles.items():
         cells[name] = regions.split(profile, config.region_method, config.regions, config.seed)
-        empty[name] = SplitMoments(tuple(calibrate.empty_moments(profile, cells[name]) for _ in range(2)))
-    moments = calibrate.moments(model, calibration, {name: layers[name] for name in profiles}, empty, show)
+        empty[name] = _halves(profile, cells[name])
+    moments, inputs = calibrate.moments(model, calibration, {name: layers[name] for name in profiles}, empty, show)
     watched = {name: layers[name] for name in profiles}
     weighted = config.sensitivity and config.factorization == "activation" and config.budget.energy is None
     if weighted and watched:
@@ -181,14 +185,33 @@ def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config:
     else:
         metrics = {name: sensitivity.plain(layer, cells[name]) for name, layer in watched.items()}
     return {
-        name: LayerStats(name, layers[name], profile, cells[name], moments[name], *metrics[name])
+        name: LayerStats(name, layers[name], profile, cells[name], moments[name], *metrics[name], inputs[name])
         for name, profile in profiles.items()
     }
 
 
-def _choose(stats: Mapping[str, LayerStats], fixed: Cost, config: Config):
+def _options(model, calibration, stats: Mapping[str, LayerStats], config: Config, show: bool):
+    """What each layer may become, with and without squeeze."""
+    several = {name: structure.structures(layer, config) for name, layer in stats.items()}
+    found = {name: structure.options(layer, several[name], config) for name, layer in stats.items()}
+    if not (config.squeeze and config.search and config.factorization == "activation") or config.budget.energy:
+        return found
+    squeezes = {
+        name: squeeze.candidates(layer.conv, layer.inputs, layer.everything[1].root) for name, layer in stats.items()
+    }
+    for group in squeeze.groups(squeezes, {name: layer.cells.count for name, layer in stats.items()}):
+        chosen = {name: squeezes[name] for name in group}
+        empty = {name: [_halves(stats[name].profile, stats[name].cells) for _ in chosen[name]] for name in group}
+        squeeze.moments(model, calibration, {name: stats[name].conv for name in group}, chosen, empty, show)
+        for name in group:
+            for own, behind in zip(chosen[name], empty[name], strict=True):
+                squeezed = [replace(plain, squeeze=own) for plain in several[name]]
+                found[name] += structure.options(stats[name], squeezed, config, behind)
+    return found
+
+
+def _choose(stats: Mapping[str, LayerStats], found, fixed: Cost, config: Config):
     """The structure and ranks of every layer within the budget."""
-    found = {name: structure.options(layer, config) for name, layer in stats.items()}
     if config.budget.energy is not None:
         chosen = {name: (0, option[0][1].keeping(config.budget.energy)) for name, option in found.items()}
     else:
@@ -196,6 +219,10 @@ def _choose(stats: Mapping[str, LayerStats], fixed: Cost, config: Config):
         options = {name: [option for _, option in several] for name, several in found.items()}
         chosen = search.choose(options, dense, _limit(dense, fixed, config)) if options else {}
     return {name: LayerPlan(stats[name], found[name][index][0], choice) for name, (index, choice) in chosen.items()}
+
+
+def _halves(profile: Profile, cells: RegionMap) -> SplitMoments:
+    return SplitMoments(tuple(calibrate.empty_moments(profile, cells) for _ in range(2)))
 
 
 def _limit(dense: Cost, fixed: Cost, config: Config) -> Cost:
@@ -237,6 +264,7 @@ def _layer_row(layer: LayerPlan, targets: surgery.Targets, cost: Cost | None) ->
             machine,
             ranks=layer.region_ranks,
             rows=layer.choice.pool or 0,
+            squeeze=layer.structure.squeeze.conv.in_channels if layer.structure.squeeze else 0,
             region_sizes=tuple(layer.structure.regions.sizes()),
             error=layer.error,
         )
@@ -244,6 +272,12 @@ def _layer_row(layer: LayerPlan, targets: surgery.Targets, cost: Cost | None) ->
     if (slower := layer.choice.slower) is not None:
         reason = f"factors would take {1e3 * slower:.3f} ms, the dense layer {1e3 * dense.seconds:.3f} ms"
     return _row(name, targets, dense, dense, machine, reason=f"stays dense: {reason}")
+
+
+def _cost(layer: LayerPlan, fitted: HSCConv2d) -> Cost:
+    """What the factors really take: none that no position uses is kept."""
+    cost, squeezed = layer.stats.cost(Work.of(fitted.plan)), layer.structure.squeeze
+    return cost.plus(layer.stats.cost(squeezed.work)) if squeezed else cost
 
 
 def _row(name: str, targets: surgery.Targets, dense: Cost, cost: Cost, machine: Machine | None, **rest) -> LayerReport:

@@ -83,6 +83,7 @@ class Config:
         search: choose regions and clusters of each layer by what they buy under the budget, up to the numbers given;
             otherwise (and always for "weight" factors and energy budgets) take the numbers given.
         sharing: let regions share rows where that is cheaper than own ones.
+        squeeze: let layers project their input channels to fewer where that is cheaper; part of the search.
         sensitivity: weigh errors by how much they move the network's output; needs a differentiable model. Energy
             budgets and "weight" factors do not use it.
         rank_multiple: ranks are multiples of this.
@@ -103,6 +104,7 @@ class Config:
     reconstruction: str = "sequential"
     search: bool = True
     sharing: bool = True
+    squeeze: bool = True
     sensitivity: bool = True
     rank_multiple: int = 1
     ridge: float = 1e-3

@@ -73,14 +73,14 @@ def from_weight(weight: Tensor, bias: Tensor, channels: Tensor) -> Spectrum:
 
 def held_out_gains(
     spectrum: Spectrum, metric: Metric, moments: RegionMoments, channels: Tensor, falling: bool = True
-) -> tuple[Tensor, float]:
-    """(gain of each direction, energy of all) on other data than the spectrum's; ``falling``: never rising."""
-    shift = moments.mean - spectrum.mean
-    second = moments.covariance + torch.outer(shift, shift)
-    energy = metric.root @ second[channels][:, channels] @ metric.root
-    directions = metric.root @ spectrum.u  # orthonormal
-    gains = (directions * (energy @ directions)).sum(0).clamp_min(0)
-    return gains.cummin(0).values if falling else gains, energy.diagonal().sum().item()
+) -> Tensor:
+    """(m,) gain of each direction on other data than the spectrum's; ``falling``: never rising."""
+    shift, target_shift = moments.mean - spectrum.mean, (moments.target_mean[channels] - spectrum.target_mean)
+    covariance = moments.covariance + torch.outer(shift, shift)
+    cross = moments.cross[channels] + torch.outer(target_shift, shift)
+    wanted = (metric.root @ spectrum.u).T @ metric.root @ cross  # [m, O]; metric.root @ u is orthonormal
+    gains = (2 * (wanted * spectrum.a).sum(1) - (spectrum.a @ covariance * spectrum.a).sum(1)).clamp_min(0)
+    return gains.cummin(0).values if falling else gains
 
 
 def shared_rows(moments: RegionMoments, metric: Metric, count: int, ridge: float) -> Tensor:

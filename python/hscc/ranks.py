@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -57,14 +59,6 @@ class Group(NamedTuple):
     cost: Cost
     dense: Cost
 
-    def rank_at(self, price: Cost, multiple: int) -> int:
-        """The rank (or DENSE) of most gain less cost."""
-        unit = self.cost.at(price)
-        steps = len(self.gains) // multiple
-        taken = int((self.gains[: steps * multiple].reshape(steps, multiple).sum(1) > unit * multiple).sum()) * multiple
-        factored = self.gains[:taken].sum() - taken * unit
-        return DENSE if self.gains.sum() + self.rest - self.dense.at(price) >= factored else taken
-
     def rank_keeping(self, share: float, multiple: int) -> int:
         """The smallest rank that keeps ``share`` of the energy, or DENSE where that takes no more FLOPs."""
         kept = self.gains.cumsum()
@@ -75,34 +69,31 @@ class Group(NamedTuple):
         rank = -(-rank // multiple) * multiple
         return rank if rank <= len(kept) and rank * self.cost.flops < self.dense.flops else DENSE
 
-    def gain(self, rank: int) -> float:
-        return float(self.gains.sum() + self.rest if rank == DENSE else self.gains[:rank].sum())
-
-    def total(self, rank: int) -> Cost:
-        return self.dense if rank == DENSE else self.cost.times(rank)
-
 
 class Choice(NamedTuple):
     """What a layer gets at a price: total gain, cost, and the rank of each group (or region, with shared rows).
 
-    ``slower`` is the seconds of factors that were passed over because the dense layer takes no more.
+    ``stays`` where the layer stays as it is; ``slower`` is then the seconds of factors that were passed over because
+    the dense layer takes no more.
     """
 
     gain: float
     cost: Cost
     ranks: tuple[int, ...]
     pool: int | None = None
+    stays: bool = False
     slower: float | None = None
 
     def value(self, price: Cost) -> float:
         return self.gain - self.cost.at(price)
 
 
-class Own(NamedTuple):
+@dataclass(frozen=True)
+class Own:
     """Every cluster has rows of its own.
 
-    ``base`` is what the region biases alone gain, ``fixed`` what the structure costs at rank 0, ``dense`` the layer's
-    cost as it is.
+    ``base`` is what the region biases alone gain, ``fixed`` what the structure costs at rank 0, ``dense`` what the
+    layer costs where it can stay as it is.
     """
 
     groups: Sequence[Group]
@@ -111,28 +102,48 @@ class Own(NamedTuple):
     multiple: int
     dense: Cost | None = None
 
+    @cached_property
+    def _kept(self) -> np.ndarray:
+        """(G, m + 1) what the first ranks of each group gain, and in the last column a dense cluster."""
+        kept = np.zeros((len(self.groups), max(len(group.gains) for group in self.groups) + 2))
+        for row, group in zip(kept, self.groups, strict=True):
+            row[1 : len(group.gains) + 1] = group.gains.cumsum()
+            row[len(group.gains) + 1 :] = row[len(group.gains)]
+            row[DENSE] += group.rest
+        return kept
+
+    @cached_property
+    def _costs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(G, fields of Cost) of one rank and of a dense cluster of each group."""
+        return np.array([group.cost for group in self.groups]), np.array([group.dense for group in self.groups])
+
     def at(self, price: Cost) -> Choice:
-        return self.choice([group.rank_at(price, self.multiple) for group in self.groups])
+        """In each group the rank (or DENSE) of most gain less cost."""
+        unit, dense = (costs @ np.array(price) for costs in self._costs)
+        whole = self._kept[:, :DENSE][:, :: self.multiple]
+        taken = (np.diff(whole) > unit[:, None] * self.multiple).sum(1)
+        factored = whole[np.arange(len(whole)), taken] - taken * self.multiple * unit
+        return self.choice(np.where(self._kept[:, DENSE] - dense >= factored, DENSE, taken * self.multiple).tolist())
 
     def keeping(self, share: float) -> Choice:
         return self.choice([group.rank_keeping(share, self.multiple) for group in self.groups])
 
     def choice(self, ranks: Sequence[int]) -> Choice:
         if self.dense and all(rank == DENSE for rank in ranks):  # then the layer stays as it is
-            return Choice(1.0, self.dense, tuple(ranks))
-        gain, cost = self.base, self.fixed
-        for group, rank in zip(self.groups, ranks, strict=True):
-            gain += group.gain(rank)
-            cost = cost.plus(group.total(rank))
-        return Choice(gain, cost, tuple(ranks))
+            return Choice(1.0, self.dense, tuple(ranks), stays=True)
+        taken, (unit, dense) = np.array(ranks), self._costs
+        gain = self.base + float(self._kept[np.arange(len(taken)), taken].sum())
+        cost = Cost(*np.where(taken[:, None] == DENSE, dense, unit * taken[:, None]).sum(0).tolist())
+        return Choice(gain, cost.plus(self.fixed), tuple(ranks))
 
 
-class Shared(NamedTuple):
+@dataclass(frozen=True)
+class Shared:
     """Regions pick from one pool of rows.
 
     Args:
         gains: (R, q) what each row buys in each region.
-        use: of a row, region by region; row: of having it in the pool.
+        use: of a row, region by region; row: of having it in the pool; fixed: whatever the ranks.
     """
 
     gains: np.ndarray
@@ -141,16 +152,17 @@ class Shared(NamedTuple):
     base: float
     fixed: Cost
 
+    @cached_property
+    def _use(self) -> np.ndarray:
+        return np.array(self.use)  # [R, fields of Cost]
+
     def at(self, price: Cost) -> Choice:
-        net = self.gains - np.array([[use.at(price)] for use in self.use])
+        net = self.gains - (self._use @ np.array(price))[:, None]
         wanted = net > 0
         wanted &= (np.where(wanted, net, 0).sum(0) > self.row.at(price))[None]
-        ranks = wanted.sum(1)
-        pool = int(wanted.any(0).sum())
-        cost = self.row.times(pool).plus(self.fixed)
-        for rank, use in zip(ranks, self.use, strict=True):
-            cost = cost.plus(use.times(int(rank)))
-        return Choice(self.base + float(self.gains[wanted].sum()), cost, tuple(map(int, ranks)), pool)
+        ranks, pool = wanted.sum(1), int(wanted.any(0).sum())
+        cost = Cost(*(ranks @ self._use).tolist()).plus(self.row.times(pool)).plus(self.fixed)
+        return Choice(self.base + float(self.gains[wanted].sum()), cost, tuple(ranks.tolist()), pool)
 
 
 class Faster(NamedTuple):
@@ -169,8 +181,7 @@ class Faster(NamedTuple):
     def _unless_slower(self, choice: Choice) -> Choice:
         if choice.cost.seconds < self.dense.seconds:
             return choice
-        dense = self._as_it_is(choice)
-        return dense if choice.ranks == dense.ranks else dense._replace(slower=choice.cost.seconds)
+        return choice if choice.stays else self._as_it_is(choice)._replace(slower=choice.cost.seconds)
 
     def _as_it_is(self, choice: Choice) -> Choice:
-        return Choice(1.0, self.dense, (DENSE,) * len(choice.ranks))
+        return Choice(1.0, self.dense, (DENSE,) * len(choice.ranks), stays=True)

@@ -13,6 +13,7 @@ class LayerReport:
     predicted for the compressed one; None where the machine's speed did not count.
 
     ``rows`` is the size of the pool that regions share; 0 where every region has rows of its own.
+    ``squeeze`` is the number of channels to which the layer projects its inputs first; 0 where it does not.
     ``error`` is the share of the layer's output energy (weighted by sensitivity) that the factors are predicted to
     miss, on calibration samples that they were not made from.
     """
@@ -28,6 +29,7 @@ class LayerReport:
     ms: float | None = None
     ranks: tuple[tuple[int | None, ...], ...] = ()
     rows: int = 0
+    squeeze: int = 0
     region_sizes: tuple[int, ...] = ()
     error: float = 0.0
     reason: str | None = None
@@ -129,7 +131,8 @@ class Report:
         for layer in self.layers:
             table.add_row(
                 layer.name,
-                (f"{len(layer.ranks)} share {layer.rows}" if layer.rows else str(len(layer.ranks) or "-")),
+                (f"{len(layer.ranks)} share {layer.rows}" if layer.rows else str(len(layer.ranks) or "-"))
+                + (f" of {layer.squeeze}" if layer.squeeze else ""),
                 layer.reason or "; ".join(" ".join("dense" if r is None else str(r) for r in c) for c in layer.ranks),
                 f"{layer.dense_flops / 1e6:.1f} > {layer.flops / 1e6:.1f}",
                 f"{layer.dense_flops / max(layer.flops, 1):.2f}x",

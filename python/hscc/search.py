@@ -27,9 +27,9 @@ def choose(options: Options, dense: Cost, limit: Cost) -> Chosen:
     """
     best: tuple[float, Chosen] | None = None
     for direction in _directions(dense, limit):
-        chosen = _within(options, direction, limit)
+        chosen = _within(options, direction, limit, 20)
         narrowed = {name: [options[name][index]] for name, (index, _) in chosen.items()}
-        filled = _within(narrowed, direction, limit)  # structures fixed, the last of the budget goes into ranks
+        filled = _within(narrowed, direction, limit, 40)  # structures fixed, the last of the budget goes into ranks
         gain = sum(choice.gain for _, choice in filled.values())
         if best is None or gain > best[0]:
             best = gain, {name: (chosen[name][0], filled[name][1]) for name in chosen}
@@ -56,8 +56,8 @@ def _between(one: Cost, other: Cost, t: float) -> Cost:
     return one.times(1 - t).plus(other.times(t))
 
 
-def _within(options: Options, direction: Cost, limit: Cost) -> Chosen:
-    """The choices at the lowest price along ``direction`` that keeps the limits."""
+def _within(options: Options, direction: Cost, limit: Cost, steps: int) -> Chosen:
+    """The choices at the lowest price along ``direction`` that keeps the limits, after ``steps`` of bisection."""
 
     def at(level: float) -> Chosen:
         price = direction.times(level)
@@ -81,7 +81,7 @@ def _within(options: Options, direction: Cost, limit: Cost) -> Chosen:
             f"budget: got a limit of {limit.against(limit)}, expected at least {_total(result).against(limit)}, which "
             "the layers take with biases alone, or dense where factors would not be faster"
         )
-    for _ in range(40):
+    for _ in range(steps):
         middle = (low + high) / 2
         chosen = at(10**middle)
         if fits(chosen):

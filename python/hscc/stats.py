@@ -51,6 +51,24 @@ class Profile:
         return (self.square / self.images - self.mean() ** 2).clamp_min(0).sqrt()
 
 
+@dataclass
+class Inputs:
+    """Uncentred second moments (C, C) of a layer's input channels, float64 sum; ``positions`` of one input image."""
+
+    outer: Tensor
+    positions: int
+
+    @classmethod
+    def empty(cls, channels: int, device: torch.device) -> Inputs:
+        return cls(torch.zeros(channels, channels, dtype=torch.float64, device=device), 0)
+
+    def add(self, x: Tensor) -> None:
+        """x: (N, C, H, W)."""
+        rows = x.transpose(0, 1).flatten(1).float()
+        self.outer += (rows @ rows.T).double()
+        self.positions = x.shape[2:].numel()
+
+
 class RegionMoments(NamedTuple):
     """Moments of one region (float64): of the outputs x that can be computed and of the outputs y that are wanted.
 
@@ -86,18 +104,22 @@ class Moments:
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """x, y: (N, O, Ho, Wo) computable and wanted outputs; y None means the same."""
-        x = x.flatten(2).float()
-        y = x if y is None else y.flatten(2).float()
-        for region, shift in enumerate(self.shift.float()):
-            place = (self.labels == region).nonzero().squeeze(1)
-            x_r = x[:, :, place].transpose(1, 2).flatten(0, 1) - shift  # [N p, O]
-            y_r = x_r if y is x else y[:, :, place].transpose(1, 2).flatten(0, 1) - shift
+        order, sizes = self.labels.argsort(stable=True), torch.bincount(self.labels, minlength=len(self.shift)).tolist()
+
+        def split(t: Tensor) -> list[Tensor]:
+            """[N p, O] of each region."""
+            parts = t.flatten(2).permute(2, 0, 1)[order].float().split(sizes)
+            return [part.flatten(0, 1) - shift for part, shift in zip(parts, self.shift.float(), strict=True)]
+
+        x_parts = split(x)
+        y_parts = x_parts if y is None else split(y)
+        for region, (x_r, y_r) in enumerate(zip(x_parts, y_parts, strict=True)):
             outer = (x_r.T @ x_r).double()
             self.count[region] += x_r.shape[0]
-            self.total[region] += x_r.double().sum(0)
+            self.total[region] += x_r.sum(0, dtype=torch.float64)
             self.outer[region] += outer
-            self.target_total[region] += y_r.double().sum(0)
-            self.cross[region] += outer if y is x else (y_r.T @ x_r).double()
+            self.target_total[region] += y_r.sum(0, dtype=torch.float64)
+            self.cross[region] += outer if y is None else (y_r.T @ x_r).double()
 
     def merge(self, other: Moments) -> None:
         """Adds what another worker saw with the same labels and shift."""
@@ -150,11 +172,11 @@ class SplitMoments:
     def sums(self) -> tuple[Tensor, ...]:
         return tuple(total for half in self.halves for total in half.sums)
 
-    def add(self, x: Tensor) -> None:
-        """x: (N, O, Ho, Wo); every other sample goes to the other half."""
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """x, y: (N, O, Ho, Wo) as for :class:`Moments`; every other sample goes to the other half."""
         first = self.seen % 2
-        self.halves[first].add(x[::2])
-        self.halves[1 - first].add(x[1::2])
+        for start, half in enumerate((self.halves[first], self.halves[1 - first])):
+            half.add(x[start::2], None if y is None else y[start::2])
         self.seen += x.shape[0]
 
 

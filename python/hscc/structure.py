@@ -1,4 +1,4 @@
-"""One layer, from statistics to factors: its possible structures, their gains and costs, and the chosen one fitted.
+"""One layer, from statistics to what it may become: its possible structures, their gains and their costs.
 
 Errors are measured in the layer's metric: channels by the sensitivity of the network's output (``Metric``), positions
 by the weight of their cell. Without sensitivity both are plain.
@@ -6,7 +6,7 @@ by the weight of their cell. Without sensitivity both are plain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,16 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hscc_kernels import ClusterFactors, RegionFactors
-
 from . import clusters, factors, ranks, regions
 from .config import Config
 from .factors import Metric, Spectrum
 from .latency import Machine
-from .layer import HSCConv2d, dense_bias, weight_rows
+from .layer import dense_bias, weight_rows
 from .ranks import Choice, Cost, Faster, Group, Own, Shared
 from .regions import RegionMap
-from .stats import Moments, Profile, RegionMoments, SplitMoments, pooled
+from .squeeze import Squeeze
+from .stats import Inputs, Moments, Profile, RegionMoments, SplitMoments, pooled
 from .work import Work
 
 CLUSTERS_PAY = 0.25  # share of U in a rank's FLOPs below which clusters, which split only U, cannot win
@@ -43,16 +42,13 @@ class LayerStats:
     moments: SplitMoments
     gram: Tensor
     weights: Tensor
+    inputs: Inputs
     machine: Machine | None = None
     dense_seconds: float = 0.0
 
     @property
     def positions(self) -> int:
         return self.cells.labels.numel()
-
-    @property
-    def patch(self) -> int:
-        return self.conv.weight[0].numel()
 
     @property
     def dense(self) -> Cost:
@@ -88,6 +84,11 @@ class Structure:
     members: tuple[tuple[int, ...], ...]
     clusters: tuple[tuple[Tensor, ...], ...]
     shared: bool
+    squeeze: Squeeze | None = None
+
+    def conv(self, stats: LayerStats) -> nn.Conv2d:
+        """The convolution that the rows replace."""
+        return self.squeeze.conv if self.squeeze else stats.conv
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class LayerPlan:
 
     @property
     def stays_dense(self) -> bool:
-        return all(rank == ranks.DENSE for rank in self.choice.ranks)
+        return self.choice.stays
 
     @property
     def region_ranks(self) -> tuple[tuple[int | None, ...], ...]:
@@ -114,55 +115,68 @@ class LayerPlan:
         return min(max(1 - self.choice.gain, 0.0), 1.0)
 
 
-def options(stats: LayerStats, config: Config) -> list[tuple[Structure, Own | Shared | Faster]]:
-    """The structures that a layer may have, with what they gain and cost at every rank."""
-    split = config.budget.energy is None and min(half.count.min().item() for half in stats.moments.halves) > 0
-    seen, unseen = stats.moments.halves if split else (stats.moments.total(),) * 2
-    total = _region_moments(seen, stats, (tuple(range(stats.cells.count)),))[0]
+def structures(stats: LayerStats, config: Config) -> list[Structure]:
+    """The structures that a layer may have, without squeeze."""
+    everything, _ = stats.everything
+    fixed = not config.search or config.factorization == "weight" or config.budget.energy is not None
+    second_stage = stats.conv.out_channels / (stats.conv.weight[0].numel() + stats.conv.out_channels)
+    most = config.clusters if second_stage >= CLUSTERS_PAY else 1
+    counts = [2**i for i in range(6) if 2**i < stats.cells.count] + [stats.cells.count]
     found = []
-    for structure in _structures(stats, config):
-        fitted, tested = (_region_moments(m, stats, structure.members) for m in (seen, unseen))
-        if structure.shared:
-            option = _shared(stats, structure, fitted, tested, total, config)
-        else:
-            option = _own(stats, structure, fitted, tested, total, config)
+    for count in counts[-1:] if fixed else counts:
+        merged, members = regions.merge(stats.cells, stats.profile, count)
+        for number in [config.clusters] if fixed else range(1, most + 1):
+            split = ((everything,),) * merged.count
+            if number > 1:
+                parts = region_moments(stats.moments.total(), stats, members)
+                split = tuple(clusters.split(part.covariance, number, config.seed) for part in parts)
+            found.append(Structure(merged, members, split, False))
+        if config.sharing and not fixed and merged.count > 1:
+            found.append(Structure(merged, members, ((everything,),) * merged.count, True))
+    return found
+
+
+def options(
+    stats: LayerStats, several: Sequence[Structure], config: Config, squeezed: SplitMoments | None = None
+) -> list[tuple[Structure, Own | Shared | Faster]]:
+    """What structures gain and cost at every rank; ``squeezed`` are the moments behind the squeeze that all have."""
+    split = config.budget.energy is None and min(half.count.min().item() for half in stats.moments.halves) > 0
+
+    def halves(moments: SplitMoments) -> tuple[Moments, Moments]:
+        return moments.halves if split else (moments.total(),) * 2
+
+    total = region_moments(halves(stats.moments)[0], stats, (tuple(range(stats.cells.count)),))[0]
+    found = []
+    for structure in several:
+        fitted, tested = (region_moments(m, stats, structure.members) for m in halves(stats.moments))
+        energy, base = _base(stats, structure, fitted, tested, total)
+        if squeezed:
+            fitted, tested = (region_moments(m, stats, structure.members) for m in halves(squeezed))
+        price = _shared if structure.shared else _own
+        option = price(stats, structure, fitted, tested, energy, base, config)
         found.append((structure, Faster(option, stats.dense) if stats.machine else option))
     return found
 
 
-def fit(layer: LayerPlan, moments: Moments, config: Config, ridge: float | None) -> HSCConv2d:
-    """The layer's factors from moments of its cells; ``ridge`` None: computable and wanted outputs are the same."""
-    stats, structure = layer.stats, layer.structure
-    weight, bias = weight_rows(stats.conv).double(), dense_bias(stats.conv).double()
-    parts = _region_moments(moments, stats, structure.members)
-    if structure.shared:
-        pool, found, biases = _fit_shared(layer, parts, bias, ridge or 0.0)
-        rows = pool @ weight
-    else:
-        rows, found, biases = _fit_own(layer, parts, weight, bias, config, ridge)
-    return HSCConv2d.from_conv(stats.conv, found, rows, torch.stack(biases), structure.regions.labels)
+def spectrum(
+    stats: LayerStats,
+    structure: Structure,
+    part: RegionMoments,
+    channels: Tensor,
+    config: Config,
+    ridge: float | None,
+) -> Spectrum:
+    """All directions of a cluster; ``ridge`` None: computable and wanted outputs are the same."""
+    if config.factorization == "weight":
+        conv = structure.conv(stats)
+        return factors.from_weight(weight_rows(conv).double(), dense_bias(conv).double(), channels)
+    metric = stats.metric(channels)
+    if ridge is None:
+        return factors.from_activations(part, channels, metric)
+    return factors.from_regression(part, channels, metric, ridge)
 
 
-def _structures(stats: LayerStats, config: Config) -> Iterator[Structure]:
-    everything, _ = stats.everything
-    fixed = not config.search or config.factorization == "weight" or config.budget.energy is not None
-    second_stage = stats.conv.out_channels / (stats.patch + stats.conv.out_channels)
-    most = config.clusters if second_stage >= CLUSTERS_PAY else 1
-    counts = [2**i for i in range(6) if 2**i < stats.cells.count] + [stats.cells.count]
-    for count in counts[-1:] if fixed else counts:
-        merged, members = regions.merge(stats.cells, stats.profile, count)
-        for number in [config.clusters] if fixed else range(1, most + 1):
-            if number == 1:
-                yield Structure(merged, members, ((everything,),) * merged.count, False)
-                continue
-            parts = _region_moments(stats.moments.total(), stats, members)
-            split = tuple(clusters.split(part.covariance, number, config.seed) for part in parts)
-            yield Structure(merged, members, split, False)
-        if config.sharing and not fixed and merged.count > 1:
-            yield Structure(merged, members, ((everything,),) * merged.count, True)
-
-
-def _region_moments(moments: Moments, stats: LayerStats, members: tuple[tuple[int, ...], ...]) -> list[RegionMoments]:
+def region_moments(moments: Moments, stats: LayerStats, members: tuple[tuple[int, ...], ...]) -> list[RegionMoments]:
     """Moments of unions of cells, each position counted by its weight."""
 
     def weighted(cell: int) -> RegionMoments:
@@ -172,143 +186,96 @@ def _region_moments(moments: Moments, stats: LayerStats, members: tuple[tuple[in
     return [pooled([weighted(cell) for cell in cells]) for cells in members]
 
 
-def _sizes(stats: LayerStats, structure: Structure) -> list[tuple[int, float]]:
+def sizes(stats: LayerStats, structure: Structure) -> list[tuple[int, float]]:
     """(positions, weight of all positions) of each region."""
-    sizes = stats.cells.sizes()
+    cells_of = stats.cells.sizes()
     return [
-        (sum(sizes[c] for c in cells), sum(sizes[c] * stats.weights[c].item() for c in cells))
+        (sum(cells_of[c] for c in cells), sum(cells_of[c] * stats.weights[c].item() for c in cells))
         for cells in structure.members
     ]
 
 
-def _energy(stats: LayerStats, fitted: RegionMoments, tested: RegionMoments) -> float:
+def _energy(fitted: RegionMoments, tested: RegionMoments, channels: Tensor, metric: Metric) -> float:
     """Per unit of weight, the energy of tested data about the fitted mean."""
-    _, metric = stats.everything
-    shift = tested.mean - fitted.mean
-    return ((metric.root @ metric.root) * (tested.covariance + torch.outer(shift, shift))).sum().item()
+    shift = (tested.mean - fitted.mean)[channels]
+    covariance = tested.covariance[channels][:, channels]
+    return ((metric.root @ metric.root) * (covariance + torch.outer(shift, shift))).sum().item()
 
 
 def _base(stats, structure, fitted, tested, total: RegionMoments) -> tuple[float, float]:
     """(energy about one mean for all positions, the share of it that region means alone explain)."""
-    sizes = _sizes(stats, structure)
-    energy = sum(w * _energy(stats, total, part) for (_, w), part in zip(sizes, tested, strict=True))
-    left = sum(w * _energy(stats, f, t) for (_, w), f, t in zip(sizes, fitted, tested, strict=True))
+    shares = [w for _, w in sizes(stats, structure)]
+    energy = sum(w * _energy(total, part, *stats.everything) for w, part in zip(shares, tested, strict=True))
+    left = sum(w * _energy(f, t, *stats.everything) for w, f, t in zip(shares, fitted, tested, strict=True))
     energy = max(energy, 1e-30)
     return energy, (energy - left) / energy if left > 0 else 1.0
 
 
-def _own(stats, structure, fitted, tested, total, config: Config) -> Own:
-    energy, base = _base(stats, structure, fitted, tested, total)
-    if config.factorization == "weight":
-        weight, bias = weight_rows(stats.conv).double(), dense_bias(stats.conv).double()
-        energy, base = stats.positions * weight.square().sum().item(), 0.0
+def _own(stats, structure, fitted, tested, energy, base, config: Config) -> Own:
+    patch, weights = structure.conv(stats).weight[0].numel(), config.factorization == "weight"
+    if weights:
+        energy, base = stats.positions * weight_rows(stats.conv).double().square().sum().item(), 0.0
     groups = []
-    for (size, share), old, new, split in zip(
-        _sizes(stats, structure), fitted, tested, structure.clusters, strict=True
-    ):
+    for (size, share), old, new, split in zip(sizes(stats, structure), fitted, tested, structure.clusters, strict=True):
         for channels in split:
-            if config.factorization == "weight":
-                gains, all_gains = factors.from_weight(weight, bias, channels).gains, None
-                share = size
-            else:
+            found = spectrum(stats, structure, old, channels, config, config.ridge if structure.squeeze else None)
+            gains, rest, scale = found.gains, 0.0, (size if weights else share) / energy
+            if not weights:
                 metric = stats.metric(channels)
-                spectrum = factors.from_activations(old, channels, metric)
-                gains, all_gains = factors.held_out_gains(spectrum, metric, new, channels)
-            rest = 0.0 if all_gains is None else max(all_gains - gains.sum().item(), 0.0)
+                gains = factors.held_out_gains(found, metric, new, channels)
+                if not structure.squeeze:  # a dense cluster is exact
+                    rest = max(_energy(old, new, channels, metric) - gains.sum().item(), 0.0)
             count = len(channels)
-            row = Work(first=size * stats.patch, values=size, numbers=stats.patch, indices=1)
+            row = Work(first=size * patch, values=size, numbers=patch, indices=1)
             groups.append(
                 Group(
-                    gains.cpu().numpy() * share / energy,
-                    rest * share / energy,
-                    stats.cost(row._replace(second=size * count, numbers=stats.patch + count)),
+                    gains.cpu().numpy() * scale,
+                    rest * scale,
+                    stats.cost(row._replace(second=size * count, numbers=patch + count)),
                     stats.cost(row).times(count),
                 )
             )
-    return Own(groups, base, _fixed(stats, structure), config.rank_multiple, stats.dense)
+    return Own(groups, base, _fixed(stats, structure), config.rank_multiple, None if structure.squeeze else stats.dense)
 
 
-def _fixed(stats: LayerStats, structure: Structure) -> Cost:
-    """What a structure costs at rank 0."""
-    sizes = (size for size, _ in _sizes(stats, structure))
-    return stats.cost(Work.without_ranks(stats.conv, [*zip(sizes, map(len, structure.clusters), strict=True)]))
-
-
-def _shared(stats, structure, fitted, tested, total, config: Config) -> Shared:
-    energy, base = _base(stats, structure, fitted, tested, total)
+def _shared(stats, structure, fitted, tested, energy, base, config: Config) -> Shared:
+    patch, outputs = structure.conv(stats).weight[0].numel(), stats.conv.out_channels
     everything, metric = stats.everything
-    sizes = _sizes(stats, structure)
-    spectrum = factors.from_activations(_within(fitted, sizes), everything, metric)
+    shares = sizes(stats, structure)
+    pooled_part, ridge = within(fitted, shares), config.ridge if structure.squeeze else None
+    found = spectrum(stats, structure, pooled_part, everything, config, ridge)
     gains = [
-        factors.held_out_gains(spectrum._replace(mean=old.mean), metric, new, everything, falling=False)[0]
+        factors.held_out_gains(
+            found._replace(mean=old.mean, target_mean=old.target_mean), metric, new, everything, falling=False
+        )
         for old, new in zip(fitted, tested, strict=True)
     ]
-    weights = torch.tensor([[w] for _, w in sizes], dtype=torch.float64)
-    outputs = stats.conv.out_channels
+    weights = torch.tensor([[w] for _, w in shares], dtype=torch.float64)
     return Shared(
         (torch.stack(gains).cpu() * weights / energy).numpy().astype(np.float64),
         [
-            stats.cost(Work(first=size * stats.patch, values=size, second=size * outputs, numbers=outputs, indices=1))
-            for size, _ in sizes
+            stats.cost(Work(first=size * patch, values=size, second=size * outputs, numbers=outputs, indices=1))
+            for size, _ in shares
         ],
-        stats.cost(Work(numbers=stats.patch)),
+        stats.cost(Work(numbers=patch)),
         base,
         _fixed(stats, structure),
     )
 
 
-def _within(parts: list[RegionMoments], sizes: list[tuple[int, float]]) -> RegionMoments:
-    """Moments about each region's own mean, pooled by weight: what shared rows have to explain."""
-    total = sum(w for _, w in sizes)
-    share = [w / max(total, 1e-30) for _, w in sizes]
+def _fixed(stats: LayerStats, structure: Structure) -> Cost:
+    """What a structure costs at rank 0."""
+    split = [(size, len(parts)) for (size, _), parts in zip(sizes(stats, structure), structure.clusters, strict=True)]
+    cost = stats.cost(Work.without_ranks(structure.conv(stats), split))
+    return cost.plus(stats.cost(structure.squeeze.work)) if structure.squeeze else cost
+
+
+def within(parts: list[RegionMoments], shares: list[tuple[int, float]]) -> RegionMoments:
+    """Moments about each region's own mean, pooled by the weights of :func:`sizes`: what shared rows must explain."""
+    total = sum(w for _, w in shares)
+    share = [w / max(total, 1e-30) for _, w in shares]
 
     def mean(name: str) -> Tensor:
         return sum(w * getattr(part, name) for w, part in zip(share, parts, strict=True))
 
     return RegionMoments(total, mean("mean"), mean("covariance"), mean("target_mean"), mean("cross"))
-
-
-def _spectrum(
-    stats: LayerStats, part: RegionMoments, channels: Tensor, weight, bias, config: Config, ridge
-) -> Spectrum:
-    if config.factorization == "weight":
-        return factors.from_weight(weight, bias, channels)
-    metric = stats.metric(channels)
-    if ridge is None:
-        return factors.from_activations(part, channels, metric)
-    return factors.from_regression(part, channels, metric, ridge)
-
-
-def _fit_own(layer: LayerPlan, parts, weight, bias, config: Config, ridge: float | None):
-    pool, found, biases, start = [], [], [], 0
-    for part, split, chosen in zip(parts, layer.structure.clusters, layer.region_ranks, strict=True):
-        region_bias, region_clusters, row = torch.empty_like(bias), [], 0
-        for channels, rank in zip(split, chosen, strict=True):
-            if rank is None:
-                rows, u, region_bias[channels] = weight[channels], None, bias[channels]
-            else:
-                spectrum = _spectrum(layer.stats, part, channels, weight, bias, config, ridge)
-                rows, u = spectrum.a[:rank] @ weight, spectrum.u[:, :rank]
-                region_bias[channels] = spectrum.bias(bias, rank)
-            region_clusters.append(ClusterFactors(channels, row, u))
-            pool.append(rows)
-            row += len(rows)
-        found.append(RegionFactors(torch.arange(start, start + row), tuple(region_clusters)))
-        biases.append(region_bias)
-        start += row
-    return torch.cat(pool), found, biases
-
-
-def _fit_shared(layer: LayerPlan, parts, bias: Tensor, ridge: float):
-    everything, metric = layer.stats.everything
-    within = _within(parts, _sizes(layer.stats, layer.structure))
-    rows = factors.shared_rows(within, metric, layer.choice.pool, ridge)
-    picked = [
-        factors.pick_rows(part, rows, rank, ridge, metric) for part, rank in zip(parts, layer.choice.ranks, strict=True)
-    ]
-    used = torch.cat([index for index, _ in picked]).unique()
-    found, biases = [], []
-    for part, (index, u) in zip(parts, picked, strict=True):
-        found.append(RegionFactors(torch.searchsorted(used, index), (ClusterFactors(everything, 0, u),)))
-        biases.append(part.target_mean + u @ (rows[index] @ (bias - part.mean)))
-    return rows[used], found, biases

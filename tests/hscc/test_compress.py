@@ -71,6 +71,7 @@ def test_sequential_beats_independent_on_the_calibration_data(net, data) -> None
 def test_report_counts_what_the_model_holds(net, data) -> None:
     dense = copy.deepcopy(net)
     report = hscc.compress_(net, data, config(4, clusters=2))
+    assert any(layer.squeeze for layer in report.layers)
     layers = {name: m for name, m in net.named_modules() if isinstance(m, HSCConv2d)}
     assert set(layers) == {layer.name for layer in report.layers if not layer.reason}
     for row in report.layers:
@@ -79,7 +80,8 @@ def test_report_counts_what_the_model_holds(net, data) -> None:
         assert row.dense_flops == 2 * positions * conv.weight.numel()
         assert row.dense_parameters == sum(p.numel() for p in conv.parameters())
         layer = layers[row.name]
-        assert row.flops == layer.plan.flops()
+        inputs = {"0": 1024, "2": 256, "5": 64}[row.name]
+        assert row.flops == layer.plan.flops() + 2 * inputs * row.squeeze * conv.in_channels
         assert row.parameters == sum(p.numel() for p in layer.parameters())
     assert report.flop_reduction == report.dense_flops / report.flops
     assert "all" in str(report)
@@ -121,7 +123,7 @@ def test_layers_that_cannot_be_taken_stay_untouched(data) -> None:
     assert isinstance(model.shared, HSCConv2d)
     (shared,) = (layer for layer in report.layers if layer.name == "shared")
     assert shared.shared_with == ("also",)
-    assert shared.flops == 2 * model.shared.plan.flops()
+    assert shared.flops == 2 * (model.shared.plan.flops() + 2 * 32 * 32 * shared.squeeze * 8)
     assert shared.dense_flops == 2 * 2 * 32 * 32 * 8 * 72
 
 

@@ -46,7 +46,8 @@ def moments(model: Net, data: list[Tensor], count: int = 4) -> dict:
     disturbed = copy.deepcopy(model)
     disturbed.first.weight.data *= 1.1
     pair = calibrate.paired_moments(model, disturbed, data, "second", 1, copy.deepcopy(empty["second"]), False)
-    return {"profiles": profiles, "moments": {**calibrate.moments(model, data, layers, empty, False), "pair": pair}}
+    found, inputs = calibrate.moments(model, data, layers, empty, False)
+    return {"profiles": profiles, "moments": {**found, "pair": pair}, "inputs": inputs}
 
 
 def compressed(data: list[Tensor], **options) -> Net:

@@ -135,9 +135,8 @@ def test_held_out_gains_are_those_of_the_other_data() -> None:
     first, second = y[:200], y[200:]
     channels = torch.arange(8)
     spectrum = factors.from_activations(moments(first, first), channels, plain(8))
-    gains, energy = factors.held_out_gains(spectrum, plain(8), moments(second, second), channels)
+    gains = factors.held_out_gains(spectrum, plain(8), moments(second, second), channels)
     about = second - first.mean(0)
-    assert energy == pytest.approx(about.square().sum(1).mean().item())
     kept = (about @ spectrum.u).square().mean(0)
     torch.testing.assert_close(gains, kept.cummin(0).values)
 
@@ -230,8 +229,8 @@ def test_shared_rows_open_when_enough_regions_want_them() -> None:
 
 def test_dense_where_factors_are_not_cheaper() -> None:
     expensive = group([3, 2, 1], 4.0, 12.0)
-    assert expensive.rank_at(Cost(1e-9, 0), 1) == ranks.DENSE
-    assert expensive.rank_at(Cost(0.3, 0), 1) == 2
+    assert own(expensive).at(Cost(1e-9, 0)).ranks == (ranks.DENSE,)
+    assert own(expensive).at(Cost(0.3, 0)).ranks == (2,)
     assert expensive.rank_keeping(0.99, 1) == ranks.DENSE
 
 
@@ -240,7 +239,7 @@ def test_energy_threshold_and_multiples() -> None:
     assert [g.rank_keeping(0.9, 1) for g in (first, dead)] == [2, 0]
     assert first.rank_keeping(0.91, 1) == 3
     assert first.rank_keeping(0.91, 4) == 4
-    assert first.rank_at(Cost(2.0, 0), 2) == 2
+    assert own(first, multiple=2).at(Cost(2.0, 0)).ranks == (2,)
 
 
 def test_merging_cells_keeps_their_moments() -> None:
