@@ -55,8 +55,8 @@ def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_p
     """Compresses a trained model in place.
 
     Args:
-        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (an ``nn.Sequential`` of them for
-            the methods "tucker2" and "spatial_svd"), all else stays.
+        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (by chains of plain ones for the methods
+            "tucker2" and "spatial_svd"), all else stays.
         calibration: re-iterable batches (tensor, tuple or list whose first item is the input, or dict of keywords);
             a few hundred unlabelled samples of one size.
         config: what to do and how far.
@@ -172,7 +172,7 @@ def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config:
     cells, empty = {}, {}
     for name, profile in profiles.items():
         cells[name] = regions.split(profile, config.region_method, config.regions, config.seed)
-        empty[name] = SplitMoments(tuple(calibrate.empty_moments(profile, cells[name]) for _ in range(2)))
+        empty[name] = SplitMoments(tuple(calibrate.empty_moments(profile, cells[name], False) for _ in range(2)))
     moments = calibrate.moments(model, calibration, {name: layers[name] for name in profiles}, empty, show)
     watched = {name: layers[name] for name in profiles}
     weighted = config.sensitivity and config.factorization == "activation" and config.budget.energy is None
