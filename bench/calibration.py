@@ -82,15 +82,15 @@ def passes(model: nn.Module, images: Images, count: int) -> dict[str, float]:
     profiles = timed("profile", lambda: calibrate.profile(model, images, layers, True))
     cells = {name: regions.split(profile, "grid", count, 0) for name, profile in profiles.items()}
 
-    def empty(name: str) -> Moments:
-        return calibrate.empty_moments(profiles[name], cells[name])
+    def empty(name: str, paired: bool) -> Moments:
+        return calibrate.empty_moments(profiles[name], cells[name], paired)
 
-    halves = {name: SplitMoments((empty(name), empty(name))) for name in profiles}
+    halves = {name: SplitMoments((empty(name, False), empty(name, False))) for name in profiles}
     timed("moments", lambda: calibrate.moments(model, images, layers, halves, True))
     timed("sensitivity", lambda: sensitivity.measure(model, images, layers, cells, 0, True))
     name = [*layers][len(layers) // 2]
     student = copy.deepcopy(model)
-    timed("fit", lambda: calibrate.paired_moments(model, student, images, name, 1, empty(name), True))
+    timed("fit", lambda: calibrate.paired_moments(model, student, images, name, 1, empty(name, True), True))
     times["fit"] *= len(layers)
     return times
 

@@ -173,13 +173,13 @@ def input_sizes(
     return distributed.gather(sizes)[0]
 
 
-def empty_moments(profile: Profile, regions: RegionMap) -> Moments:
+def empty_moments(profile: Profile, regions: RegionMap, paired: bool = True) -> Moments:
     """Moments about the profile's region means."""
     labels = regions.labels.reshape(-1).to(profile.total.device)
     sums = torch.zeros(regions.count, profile.total.shape[1], dtype=torch.float64, device=labels.device)
     sums.index_add_(0, labels, profile.mean())
     counts = torch.bincount(labels, minlength=regions.count).clamp_min(1)
-    return Moments.empty(labels, sums / counts[:, None])
+    return Moments.empty(labels, sums / counts[:, None], paired)
 
 
 def batches(

@@ -38,6 +38,7 @@ class Seen:
             Moments.empty(
                 torch.zeros(t.shape[2:].numel(), dtype=torch.int64, device=t.device),
                 torch.zeros(1, t.shape[1], dtype=torch.float64, device=t.device),
+                paired=False,
             )
             for t in (patches, y)
         )

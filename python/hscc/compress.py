@@ -57,8 +57,8 @@ def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_p
     """Compresses a trained model in place.
 
     Args:
-        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (an ``nn.Sequential`` of them for
-            the methods "tucker2" and "spatial_svd"), all else stays.
+        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (by chains of plain ones for the methods
+            "tucker2" and "spatial_svd"), all else stays.
         calibration: re-iterable batches (tensor, tuple or list whose first item is the input, or dict of keywords);
             a few hundred unlabelled samples of one size.
         config: what to do and how far.
@@ -176,7 +176,7 @@ def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config:
     cells, empty = {}, {}
     for name, profile in profiles.items():
         cells[name] = regions.split(profile, config.region_method, config.regions, config.seed)
-        empty[name] = _halves(profile, cells[name])
+        empty[name] = _halves(profile, cells[name], False)
     moments, inputs = calibrate.moments(model, calibration, {name: layers[name] for name in profiles}, empty, show)
     watched = {name: layers[name] for name in profiles}
     weighted = config.sensitivity and config.factorization == "activation" and config.budget.energy is None
@@ -201,7 +201,7 @@ def _options(model, calibration, stats: Mapping[str, LayerStats], config: Config
     }
     for group in squeeze.groups(squeezes, {name: layer.cells.count for name, layer in stats.items()}):
         chosen = {name: squeezes[name] for name in group}
-        empty = {name: [_halves(stats[name].profile, stats[name].cells) for _ in chosen[name]] for name in group}
+        empty = {name: [_halves(stats[name].profile, stats[name].cells, True) for _ in chosen[name]] for name in group}
         squeeze.moments(model, calibration, {name: stats[name].conv for name in group}, chosen, empty, show)
         for name in group:
             for own, behind in zip(chosen[name], empty[name], strict=True):
@@ -221,8 +221,8 @@ def _choose(stats: Mapping[str, LayerStats], found, fixed: Cost, config: Config)
     return {name: LayerPlan(stats[name], found[name][index][0], choice) for name, (index, choice) in chosen.items()}
 
 
-def _halves(profile: Profile, cells: RegionMap) -> SplitMoments:
-    return SplitMoments(tuple(calibrate.empty_moments(profile, cells) for _ in range(2)))
+def _halves(profile: Profile, cells: RegionMap, paired: bool) -> SplitMoments:
+    return SplitMoments(tuple(calibrate.empty_moments(profile, cells, paired) for _ in range(2)))
 
 
 def _limit(dense: Cost, fixed: Cost, config: Config) -> Cost:

@@ -95,15 +95,24 @@ class Moments:
     cross: Tensor
 
     @classmethod
-    def empty(cls, labels: Tensor, shift: Tensor) -> Moments:
-        """labels: (P,) region of each position; shift: (R, O), any guess of the means, the same on all workers."""
+    def empty(cls, labels: Tensor, shift: Tensor, paired: bool = True) -> Moments:
+        """labels: (P,) region of each position; shift: (R, O), any guess of the means, the same on all workers.
+
+        Where computable and wanted outputs will be the same (not ``paired``), their sums are too, and are held once.
+        """
         regions, channels = shift.shape
-        zeros = shift.new_zeros
-        outer = zeros(regions, channels, channels)
-        return cls(labels, shift, zeros(regions), torch.zeros_like(shift), outer, zeros(shift.shape), outer.clone())
+        total, outer = torch.zeros_like(shift), shift.new_zeros(regions, channels, channels)
+        target = (torch.zeros_like(total), torch.zeros_like(outer)) if paired else (total, outer)
+        return cls(labels, shift, shift.new_zeros(regions), total, outer, *target)
+
+    @property
+    def paired(self) -> bool:
+        return self.cross is not self.outer
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """x, y: (N, O, Ho, Wo) computable and wanted outputs; y None means the same."""
+        """x, y: (N, O, Ho, Wo) computable and wanted outputs; y None means the same, and must be where not paired."""
+        if y is not None and not self.paired:
+            raise ValueError("moments: got wanted outputs of their own, expected paired moments for that")
         order, sizes = self.labels.argsort(stable=True), torch.bincount(self.labels, minlength=len(self.shift)).tolist()
 
         def split(t: Tensor) -> list[Tensor]:
@@ -118,8 +127,9 @@ class Moments:
             self.count[region] += x_r.shape[0]
             self.total[region] += x_r.sum(0, dtype=torch.float64)
             self.outer[region] += outer
-            self.target_total[region] += y_r.sum(0, dtype=torch.float64)
-            self.cross[region] += outer if y is None else (y_r.T @ x_r).double()
+            if self.paired:
+                self.target_total[region] += y_r.sum(0, dtype=torch.float64)
+                self.cross[region] += outer if y is None else (y_r.T @ x_r).double()
 
     def merge(self, other: Moments) -> None:
         """Adds what another worker saw with the same labels and shift."""
@@ -131,7 +141,7 @@ class Moments:
     @property
     def sums(self) -> tuple[Tensor, ...]:
         """What adds up over parts of the data."""
-        return self.count, self.total, self.outer, self.target_total, self.cross
+        return self.count, self.total, self.outer, *((self.target_total, self.cross) if self.paired else ())
 
     def region(self, index: int) -> RegionMoments:
         seen = self.count[index].item()
@@ -163,7 +173,7 @@ class SplitMoments:
 
     def total(self) -> Moments:
         """Of all samples."""
-        total = Moments.empty(self.labels, self.shift)
+        total = Moments.empty(self.labels, self.shift, self.halves[0].paired)
         for half in self.halves:
             total.merge(half)
         return total

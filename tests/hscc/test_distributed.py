@@ -113,6 +113,7 @@ def ranks(tmp_path_factory) -> list[dict]:
 def sums(found: dict) -> dict[str, Tensor]:
     """All that is added up."""
     both = {f"{n} {part}": getattr(p, part) for n, p in found["profiles"].items() for part in ("total", "square")}
+    both |= {f"{name} inputs": seen.outer for name, seen in found["inputs"].items()}
     return both | {f"{name} {i}": t for name, m in found["moments"].items() for i, t in enumerate(m.sums)}
 
 

@@ -63,3 +63,18 @@ def test_moments_merge_is_exact() -> None:
         assert torch.equal(getattr(first, name), getattr(whole, name)), name
     with pytest.raises(ValueError, match="expected the same to merge"):
         first.merge(Moments.empty(LABELS, SHIFT + 1))
+
+
+def test_moments_of_equal_outputs_are_held_once() -> None:
+    paired, single = moments_of((Y,)), Moments.empty(LABELS, SHIFT, paired=False)
+    single.add(Y[:5])
+    rest = Moments.empty(LABELS, SHIFT, paired=False)
+    rest.add(Y[5:])
+    single.merge(rest)
+    assert single.cross is single.outer
+    assert len(single.sums) < len(paired.sums)
+    for region in range(3):
+        for one, other in zip(single.region(region), paired.region(region), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="expected paired moments"):
+        single.add(Y, Y + 1)
