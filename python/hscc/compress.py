@@ -14,13 +14,11 @@ from . import baselines, calibrate, fitting, regions, search, sensitivity, squee
 from .chains import Chain
 from .config import REDUCTIONS, Config
 from .latency import Machine
-from .layer import HSCConv2d
 from .ranks import Cost
 from .regions import RegionMap
 from .report import LayerReport, Report
 from .stats import Profile, SplitMoments
 from .structure import LayerPlan, LayerStats
-from .work import Work
 
 FEW_IMAGES = 64
 
@@ -141,7 +139,7 @@ def apply_(
             else:
                 fitted[name] = fitting.fit(layer, stats.moments.total(), config, None)
             surgery.swap_(student, names, fitted[name] if sequential else copy.deepcopy(stats.conv))
-        costs = {name: _cost(plan.layers[name], module) for name, module in fitted.items()}
+        costs = {name: plan.layers[name].cost(module.plan) for name, module in fitted.items()}
         rows = [_layer_row(layer, plan.targets, costs.get(name)) for name, layer in plan.layers.items()]
     for name, module in fitted.items():
         surgery.swap_(model, plan.targets.names[name], module)
@@ -272,12 +270,6 @@ def _layer_row(layer: LayerPlan, targets: surgery.Targets, cost: Cost | None) ->
     if (slower := layer.choice.slower) is not None:
         reason = f"factors would take {1e3 * slower:.3f} ms, the dense layer {1e3 * dense.seconds:.3f} ms"
     return _row(name, targets, dense, dense, machine, reason=f"stays dense: {reason}")
-
-
-def _cost(layer: LayerPlan, fitted: HSCConv2d) -> Cost:
-    """What the factors really take: none that no position uses is kept."""
-    cost, squeezed = layer.stats.cost(Work.of(fitted.plan)), layer.structure.squeeze
-    return cost.plus(layer.stats.cost(squeezed.work)) if squeezed else cost
 
 
 def _row(name: str, targets: surgery.Targets, dense: Cost, cost: Cost, machine: Machine | None, **rest) -> LayerReport:

@@ -32,8 +32,13 @@ def choose(options: Options, dense: Cost, limit: Cost) -> Chosen:
         filled = _within(narrowed, direction, limit, 40)  # structures fixed, the last of the budget goes into ranks
         gain = sum(choice.gain for _, choice in filled.values())
         if best is None or gain > best[0]:
-            best = gain, {name: (chosen[name][0], filled[name][1]) for name in chosen}
+            best = gain, {name: (index, _told(filled[name][1], was)) for name, (index, was) in chosen.items()}
     return best[1]
+
+
+def _told(choice: Choice, before: Choice) -> Choice:
+    """``choice``, and where the layer stays as it is, the reason that it had ``before``."""
+    return choice._replace(slower=choice.slower or before.slower) if choice.stays else choice
 
 
 def _directions(dense: Cost, limit: Cost) -> list[Cost]:
@@ -64,7 +69,10 @@ def _within(options: Options, direction: Cost, limit: Cost, steps: int) -> Chose
         chosen = {}
         for name, several in options.items():
             choices = [option.at(price) for option in several]
-            index = max(range(len(choices)), key=lambda i: choices[i].value(price))
+            best = [
+                (choice.value(price), choice.slower is not None) for choice in choices
+            ]  # of equals, one with a reason
+            index = best.index(max(best))
             chosen[name] = index, choices[index]
         return chosen
 

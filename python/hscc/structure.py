@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hscc_kernels import PackedPlan
+
 from . import clusters, factors, ranks, regions
 from .config import Config
 from .factors import Metric, Spectrum
@@ -102,6 +104,11 @@ class LayerPlan:
     @property
     def stays_dense(self) -> bool:
         return self.choice.stays
+
+    def cost(self, plan: PackedPlan) -> Cost:
+        """Of the factors as they are packed; no row is kept that no region uses."""
+        cost, squeeze = self.stats.cost(Work.of(plan)), self.structure.squeeze
+        return cost.plus(self.stats.cost(squeeze.work)) if squeeze else cost
 
     @property
     def region_ranks(self) -> tuple[tuple[int | None, ...], ...]:
