@@ -39,14 +39,15 @@ def case() -> tuple[Net, list[Tensor]]:
 
 
 def moments(model: Net, data: list[Tensor], count: int = 4) -> dict:
-    """Profiles, moments in so many regions, and moments of a disturbed model against this one."""
+    """Profiles, moments in so many regions and of inputs, and moments of a disturbed model against this one."""
     layers = dict(model.named_children())
     profiles = calibrate.profile(model, data, layers, False)
     empty = {name: calibrate.empty_moments(p, regions.split(p, "grid", count, 0)) for name, p in profiles.items()}
     disturbed = copy.deepcopy(model)
     disturbed.first.weight.data *= 1.1
     pair = calibrate.paired_moments(model, disturbed, data, "second", 1, copy.deepcopy(empty["second"]), False)
-    return {"profiles": profiles, "moments": {**calibrate.moments(model, data, layers, empty, False), "pair": pair}}
+    filled, inputs = calibrate.moments(model, data, layers, empty, False)
+    return {"profiles": profiles, "moments": {**filled, "pair": pair}, "inputs": inputs}
 
 
 def compressed(data: list[Tensor], **options) -> Net:
@@ -109,6 +110,7 @@ def ranks(tmp_path_factory) -> list[dict]:
 def sums(found: dict) -> dict[str, Tensor]:
     """All that is added up."""
     both = {f"{n} {part}": getattr(p, part) for n, p in found["profiles"].items() for part in ("total", "square")}
+    both |= {f"{name} inputs": inputs.outer for name, inputs in found["inputs"].items()}
     return both | {f"{name} {i}": t for name, m in found["moments"].items() for i, t in enumerate(m.sums)}
 
 
@@ -130,6 +132,11 @@ def test_sums_are_those_of_all_the_data(ranks) -> None:
     for name, profile in alone["profiles"].items():
         other = ranks[0]["profiles"][name]
         assert (other.size, other.images, other.calls) == (profile.size, profile.images, profile.calls)
+        assert (
+            ranks[0]["inputs"][name].positions
+            == alone["inputs"][name].positions
+            == (24 if name == "first" else 12) ** 2
+        )
 
 
 def test_compression_is_that_of_all_the_data(ranks) -> None:
