@@ -9,9 +9,7 @@ import numpy as np
 
 from .ranks import Choice, Cost, Faster, Own, Shared
 
-FLOPS_PER_PARAMETER = (
-    12.0  # what one number stored weighs where only FLOPs are limited: rows for few positions are not free
-)
+FLOPS_PER_PARAMETER = 4.0  # what a number stored weighs where only FLOPs are limited: it has to be read, too
 DIRECTIONS = 7  # price ratios tried where work (FLOPs, seconds) and storage (parameters, bytes) are limited
 BLENDS = 3  # and those of FLOPs and seconds
 
