@@ -62,7 +62,20 @@ ALLOWED = {
         "evaluate": {"progress"},
         "figures": {"layer", "report"},
         "loading": {"checkpoint", "images"},
-        "demo": {"_version", "compress", "config", "evaluate", "figures", "images", "latency", "loading", "report"},
+        "demo": {
+            *(
+                "_version",
+                "compress",
+                "config",
+                "evaluate",
+                "figures",
+                "fuse",
+                "images",
+                "latency",
+                "loading",
+                "report",
+            ),
+        },
         "cli": {
             *("Budget", "Config", "compress_", "demo", "evaluate", "finetune", "images", "load_", "loading", "save"),
         },

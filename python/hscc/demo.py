@@ -17,6 +17,7 @@ from ._version import __version__
 from .compress import compress_
 from .config import Config, flops
 from .evaluate import Evaluation, evaluate, latency
+from .fuse import fuse_relu_
 from .images import ImageSpec
 from .latency import processor
 from .loading import load_model, load_module
@@ -48,6 +49,8 @@ def run(
         reports[name] = compress_(
             models[name], calibration, Config(budget=flops(reduction), seed=seed), show_progress=True
         )
+    for name in reports:
+        fuse_relu_(models[name])
     evaluations = {
         name: evaluate(model, test, spec.classes, description=f"testing {name}", show_progress=True)
         for name, model in models.items()
