@@ -98,7 +98,7 @@ class Config:
     squeeze: bool = True
     sensitivity: bool = True
     rank_multiple: int = 1
-    ridge: float = 1e-3
+    ridge: float = 1e-4
     skip: Sequence[str] = ()
     seed: int = 0
 

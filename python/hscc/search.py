@@ -11,7 +11,7 @@ from .ranks import Choice, Cost, Own, Shared
 FLOPS_PER_PARAMETER = (
     12.0  # what one number stored weighs where only FLOPs are limited: rows for few positions are not free
 )
-DIRECTIONS = 7  # price ratios tried when FLOPs and parameters are both limited
+DIRECTIONS = 12  # price ratios tried when FLOPs and parameters are both limited
 
 Options = Mapping[str, Sequence[Own | Shared]]
 Chosen = dict[str, tuple[int, Choice]]
@@ -20,26 +20,36 @@ Chosen = dict[str, tuple[int, Choice]]
 def choose(options: Options, dense: Cost, limit: Cost) -> Chosen:
     """For each layer the number of its option and what it takes; all within ``limit`` (infinite where there is none).
 
-    A Lagrangian search: at given prices layers decide alone; prices rise until the limits hold. Where both FLOPs and
-    parameters are limited, several ratios of the prices are tried and the best result is taken.
+    A Lagrangian search: at given prices layers decide alone; prices rise until the limits hold. Where parameters run
+    out before FLOPs, the ratio of the prices is bisected until both do, and the best result on the way is taken.
     """
     best: tuple[float, Chosen] | None = None
-    for direction in _directions(dense, limit):
+    low, high, share = 0.0, 1.0, 0.0
+    for _ in range(DIRECTIONS):
+        direction = _direction(dense, limit, share)
         chosen = _within(options, direction, limit, 20)
         narrowed = {name: [options[name][index]] for name, (index, _) in chosen.items()}
         filled = _within(narrowed, direction, limit, 40)  # structures fixed, the last of the budget goes into ranks
         gain = sum(choice.gain for _, choice in filled.values())
         if best is None or gain > best[0]:
             best = gain, {name: (chosen[name][0], filled[name][1]) for name in chosen}
+        flops, parameters = (sum(part) for part in zip(*(choice.cost for _, choice in filled.values()), strict=True))
+        if parameters * limit.flops > flops * limit.parameters:
+            low = share
+        else:
+            high = share
+        if np.isinf(limit.flops) or high == 0:
+            break
+        share = (low + high) / 2
     return best[1]
 
 
-def _directions(dense: Cost, limit: Cost) -> list[Cost]:
+def _direction(dense: Cost, limit: Cost, share: float) -> Cost:
+    """Prices of which ``share`` is for parameters."""
     flops, parameters = 1 / dense.flops, 1 / dense.parameters
-    read = FLOPS_PER_PARAMETER / dense.flops
     if np.isinf(limit.flops):
-        return [Cost(0.05 * flops, parameters)]
-    return [Cost((1 - t) * flops, t * parameters + (1 - t) * read) for t in np.linspace(0, 0.98, DIRECTIONS)]
+        return Cost(0.05 * flops, parameters)
+    return Cost((1 - share) * flops, share * parameters + (1 - share) * FLOPS_PER_PARAMETER / dense.flops)
 
 
 def _within(options: Options, direction: Cost, limit: Cost, steps: int) -> Chosen:
