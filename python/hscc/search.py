@@ -10,8 +10,8 @@ import numpy as np
 from .ranks import Choice, Cost, Faster, Own, Shared
 
 FLOPS_PER_PARAMETER = 4.0  # what a number stored weighs where only FLOPs are limited: it has to be read, too
-DIRECTIONS = 7  # price ratios tried where work (FLOPs, seconds) and storage (parameters, bytes) are limited
-BLENDS = 3  # and those of FLOPs and seconds
+DIRECTIONS = 12  # ratios of the prices of work (FLOPs, seconds) and storage (parameters, bytes) tried
+BLENDS = 3  # and those of FLOPs and seconds, where both are limited
 
 Options = Mapping[str, Sequence[Own | Shared | Faster]]
 Chosen = dict[str, tuple[int, Choice]]
@@ -20,26 +20,35 @@ Chosen = dict[str, tuple[int, Choice]]
 def choose(options: Options, dense: Cost, limit: Cost) -> Chosen:
     """For each layer the number of its option and what it takes; all within ``limit`` (infinite where there is none).
 
-    A Lagrangian search: at given prices layers decide alone; prices rise until the limits hold. Where several things
-    are limited, several ratios of the prices are tried and the best result is taken.
+    A Lagrangian search: at given prices layers decide alone; prices rise until the limits hold. Where storage runs out
+    before work, the ratio of their prices is bisected until both do, and the best result on the way is taken.
     """
     best: tuple[float, Chosen] | None = None
-    for direction in _directions(dense, limit):
-        chosen = _within(options, direction, limit, 20)
-        narrowed = {name: [options[name][index]] for name, (index, _) in chosen.items()}
-        filled = _within(narrowed, direction, limit, 40)  # structures fixed, the last of the budget goes into ranks
-        gain = sum(choice.gain for _, choice in filled.values())
-        if best is None or gain > best[0]:
-            best = gain, {name: (index, _told(filled[name][1], was)) for name, (index, was) in chosen.items()}
+    work, storage = _prices(dense, limit)
+    for price in work:
+        low, high, share = 0.0, 1.0, 0.0
+        for _ in range(DIRECTIONS):
+            direction = price.times(1 - share).plus(storage.times(share))
+            chosen = _within(options, direction, limit, 20)
+            narrowed = {name: [options[name][index]] for name, (index, _) in chosen.items()}
+            filled = _within(narrowed, direction, limit, 40)  # structures fixed, the last of the budget goes into ranks
+            gain = sum(choice.gain for _, choice in filled.values())
+            if best is None or gain > best[0]:
+                best = gain, {name: (index, _told(filled[name][1], was)) for name, (index, was) in chosen.items()}
+            used = Cost(*np.divide(_total(filled), limit))
+            if max(used.parameters, used.bytes) > max(used.flops, used.seconds):
+                low = share
+            else:
+                high = share
+            if high == 0 or not (np.isfinite(limit.flops) or np.isfinite(limit.seconds)):
+                break
+            share = (low + high) / 2
     return best[1]
 
 
-def _told(choice: Choice, before: Choice) -> Choice:
-    """``choice``, and where the layer stays as it is, the reason that it had ``before``."""
-    return choice._replace(slower=choice.slower or before.slower) if choice.stays else choice
+def _prices(dense: Cost, limit: Cost) -> tuple[list[Cost], Cost]:
+    """Directions of the price of work, and the one of storage, where the dense model takes one unit of each."""
 
-
-def _directions(dense: Cost, limit: Cost) -> list[Cost]:
     def unit(name: str) -> Cost:
         return Cost(0, 0)._replace(**{name: 1 / getattr(dense, name)})
 
@@ -50,13 +59,15 @@ def _directions(dense: Cost, limit: Cost) -> list[Cost]:
     work = [flops if name == "flops" else unit(name) for name in limited("flops", "seconds")]
     storage = functools.reduce(Cost.plus, map(unit, limited("parameters", "bytes") or ["parameters"]))
     if not work:
-        return [storage._replace(flops=0.05 * flops.flops)]
-    blends = work if len(work) == 1 else [_between(*work, t) for t in np.linspace(0, 1, BLENDS)]
-    return [_between(price, storage, t) for price in blends for t in np.linspace(0, 0.98, DIRECTIONS)]
+        return [storage._replace(flops=0.05 / dense.flops)], storage
+    if len(work) == 2:
+        work = [work[0].times(1 - t).plus(work[1].times(t)) for t in np.linspace(0, 1, BLENDS)]
+    return work, storage
 
 
-def _between(one: Cost, other: Cost, t: float) -> Cost:
-    return one.times(1 - t).plus(other.times(t))
+def _told(choice: Choice, before: Choice) -> Choice:
+    """``choice``, and where the layer stays as it is, the reason that it had ``before``."""
+    return choice._replace(slower=choice.slower or before.slower) if choice.stays else choice
 
 
 def _within(options: Options, direction: Cost, limit: Cost, steps: int) -> Chosen:
