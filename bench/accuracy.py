@@ -37,6 +37,7 @@ REDUCTIONS = (3.0, 5.3, 6.0, 10.0, 20.0, 30.0, 40.0)
 WEIGHT = {"factorization": "weight"}
 METHODS = {
     "hscc": {},
+    "hscc_no_squeeze": {"squeeze": False},
     "hscc_one_region": {"region_method": "none", "clusters": 1},
     "paper": {**WEIGHT, "regions": 4, "region_method": "grid", "clusters": 4, "reconstruction": "independent"},
     "svd": {"method": "svd"},
