@@ -107,7 +107,7 @@ class Config:
     squeeze: bool = True
     sensitivity: bool = True
     rank_multiple: int = 1
-    ridge: float = 1e-4
+    ridge: float = 1e-3
     faster_only: bool = False
     latency_batch: int = 1
     skip: Sequence[str] = ()
