@@ -181,8 +181,10 @@ class RegionKernel {
       const ClusterItem& c = plan_.clusters[item_->cluster_start + k];
       if (c.channel_count == 0) continue;
       const int64_t offset = permuted_ ? c.channel_start : order[c.channel_start];
-      Cluster<T> cluster{u_ + c.u_start, b_.bias + c.channel_start, c.rank, c.channel_count, plan_.relu};
-      if (c.u_start == kDense) {
+      const bool dense = c.u_start == kDense;
+      Cluster<T> cluster{dense ? nullptr : u_ + c.u_start, b_.bias + c.channel_start, c.rank, c.channel_count,
+                         plan_.relu};
+      if (dense) {
         for (int b = 0; b < block_count_; ++b) {
           const Block<T>& block = blocks_[b];
           copy_block(cluster, z(block, c.row_start), block.positions, target_ + block.first, offset);
