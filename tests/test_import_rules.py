@@ -53,8 +53,8 @@ ALLOWED = {
         },
         "fitting": {"config", "factors", "layer", "stats", "structure"},
         "compress": {
-            *("baselines", "calibrate", "chains", "config", "fitting", "latency", "layer", "ranks", "regions"),
-            *("report", "search", "sensitivity", "squeeze", "stats", "structure", "surgery", "work"),
+            *("baselines", "calibrate", "chains", "config", "fitting", "latency", "layer", "progress", "ranks"),
+            *("regions", "report", "search", "sensitivity", "squeeze", "stats", "structure", "surgery", "work"),
         },
         "checkpoint": {"chains", "layer", "report", "surgery"},
         "finetune": {"calibrate", "checkpoint", "layer"},

@@ -14,6 +14,7 @@ from . import baselines, calibrate, fitting, regions, search, sensitivity, squee
 from .chains import Chain
 from .config import REDUCTIONS, Config
 from .latency import Machine
+from .progress import track
 from .ranks import Cost
 from .regions import RegionMap
 from .report import LayerReport, Report
@@ -191,7 +192,8 @@ def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config:
 def _options(model, calibration, stats: Mapping[str, LayerStats], config: Config, show: bool):
     """What each layer may become, with and without squeeze."""
     several = {name: structure.structures(layer, config) for name, layer in stats.items()}
-    found = {name: structure.options(layer, several[name], config) for name, layer in stats.items()}
+    listed = track(list(stats.items()), "structures", show)
+    found = {name: structure.options(layer, several[name], config) for name, layer in listed}
     if not (config.squeeze and config.search and config.factorization == "activation") or config.budget.energy:
         return found
     squeezes = {
@@ -201,7 +203,7 @@ def _options(model, calibration, stats: Mapping[str, LayerStats], config: Config
         chosen = {name: squeezes[name] for name in group}
         empty = {name: [_halves(stats[name].profile, stats[name].cells, True) for _ in chosen[name]] for name in group}
         squeeze.moments(model, calibration, {name: stats[name].conv for name in group}, chosen, empty, show)
-        for name in group:
+        for name in track(group, "squeezed structures", show):
             for own, behind in zip(chosen[name], empty[name], strict=True):
                 squeezed = [replace(plain, squeeze=own) for plain in several[name]]
                 found[name] += structure.options(stats[name], squeezed, config, behind)
