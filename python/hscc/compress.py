@@ -109,12 +109,17 @@ def plan(model: nn.Module, calibration: Iterable, config: Config, *, show_progre
 def apply_(
     model: nn.Module, plan: CompressionPlan, calibration: Iterable | None = None, show_progress: bool = False
 ) -> Report:
-    """Fits the planned factors and swaps them into ``model``; sequential reconstruction needs the data once more."""
+    """Fits the planned factors and swaps them into ``model``.
+
+    The data are needed once more by sequential reconstruction, squeezed layers, Tucker-2 and spatial SVD.
+    """
     config = plan.config
     baseline = config.method in baselines.METHODS
     sequential = config.reconstruction == "sequential" and config.factorization == "activation"
-    if (sequential or baseline) and calibration is None:
-        raise ValueError("calibration: got None, expected the data for sequential reconstruction and for baselines")
+    reads = sequential or baseline or any(layer.structure.squeeze for layer in plan.layers.values())
+    if reads and calibration is None:
+        wanted = "the data for sequential reconstruction, squeezed layers and baselines"
+        raise ValueError(f"calibration: got None, expected {wanted}")
     if baseline:
         fitted, rows = baselines.fit(model, plan.layers, plan.targets.names, calibration, show_progress)
     else:

@@ -65,9 +65,11 @@ def groups(squeezes: Mapping[str, Sequence[Squeeze]], regions: Mapping[str, int]
         if group and size + needed > MEMORY:
             yield group
             group, size = [], 0
-        group.append(name)
-        size += needed
-    yield group
+        if several:
+            group.append(name)
+            size += needed
+    if group:
+        yield group
 
 
 def moments(

@@ -241,6 +241,14 @@ def test_a_plan_says_beforehand_what_apply_does(net, data) -> None:
         hscc.apply_(net, plan)
 
 
+def test_squeezed_layers_need_the_data_again(net, data) -> None:
+    plan = hscc.plan(net, data, hscc.Config(hscc.flops(4), reconstruction="independent"))
+    assert any(layer.structure.squeeze for layer in plan.layers.values())
+    with pytest.raises(ValueError, match=r"calibration: got None, expected the data for .* squeezed layers"):
+        hscc.apply_(net, plan)
+    assert hscc.apply_(net, plan, data).flop_reduction >= 4
+
+
 def test_few_images_are_warned_about(net, data) -> None:
     assert "48 calibration images" in hscc.compress_(copy.deepcopy(net), data, config(3)).warnings[0]
     assert hscc.compress_(net, data * 2, config(3)).warnings == ()
