@@ -26,8 +26,11 @@ inline __m256i first(int64_t n) {
 inline Vec zero() {
   return _mm256_setzero_ps();
 }
-inline Vec broadcast(float a) {
-  return _mm256_set1_ps(a);
+inline Vec broadcast(const float* p) {
+  return _mm256_broadcast_ss(p);
+}
+inline Vec broadcast(const BFloat16* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi16(short(p->bits)), 16));
 }
 inline Vec load(const float* p) {
   return _mm256_loadu_ps(p);
@@ -81,6 +84,12 @@ inline Vec relu(Vec a) {
 inline Vec gather(const float* p, const int32_t* index, int64_t n) {
   const __m256i mask = first(n);
   return _mm256_mask_i32gather_ps(zero(), p, _mm256_maskload_epi32(index, mask), _mm256_castsi256_ps(mask), 4);
+}
+
+// Pairs (a[i], b[i]) of the lower or of the upper half of the lanes.
+template <int kHalf>
+inline Vec interleave(Vec a, Vec b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), kHalf ? 0x31 : 0x20);
 }
 
 // In every group of 2 * kDistance lanes: the halves of a summed, then those of b.

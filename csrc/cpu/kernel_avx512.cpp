@@ -26,8 +26,11 @@ inline __mmask16 first(int64_t n) {
 inline Vec zero() {
   return _mm512_setzero_ps();
 }
-inline Vec broadcast(float a) {
-  return _mm512_set1_ps(a);
+inline Vec broadcast(const float* p) {
+  return _mm512_set1_ps(*p);
+}
+inline Vec broadcast(const BFloat16* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_set1_epi16(short(p->bits)), 16));
 }
 inline Vec load(const float* p) {
   return _mm512_loadu_ps(p);
@@ -70,6 +73,13 @@ inline Vec relu(Vec a) {
 inline Vec gather(const float* p, const int32_t* index, int64_t n) {
   const __mmask16 mask = first(n);
   return _mm512_mask_i32gather_ps(zero(), mask, _mm512_maskz_loadu_epi32(mask, index), p, 4);
+}
+
+// Pairs (a[i], b[i]) of the lower or of the upper half of the lanes.
+template <int kHalf>
+inline Vec interleave(Vec a, Vec b) {
+  const __m512i lower = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  return _mm512_permutex2var_ps(a, kHalf ? _mm512_add_epi32(lower, _mm512_set1_epi32(8)) : lower, b);
 }
 
 // In every group of 2 * kDistance lanes: the halves of a summed, then those of b.

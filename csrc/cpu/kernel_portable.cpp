@@ -14,7 +14,9 @@ constexpr int kVectors = 2;
 inline Vec zero() {
   return Vec{};
 }
-inline Vec broadcast(float a) {
+template <typename T>
+inline Vec broadcast(const T* p) {
+  const float a = get(p);
   return Vec{a, a, a, a};
 }
 inline Vec load(const float* p) {
@@ -53,6 +55,13 @@ inline Vec gather(const float* p, const int32_t* index, int64_t n) {
   Vec a{};
   for (int64_t i = 0; i < n; ++i) a[i] = p[index[i]];
   return a;
+}
+
+// Pairs (a[i], b[i]) of the lower or of the upper half of the lanes.
+template <int kHalf>
+inline Vec interleave(Vec a, Vec b) {
+  constexpr int k = 2 * kHalf;
+  return Vec{a[k], b[k], a[k + 1], b[k + 1]};
 }
 
 // In every group of 2 * kDistance lanes: the halves of a summed, then those of b.

@@ -20,6 +20,16 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
+// Parts of near-equal size, none above ``most``: part i is [begin(i), begin(i + 1)).
+struct Parts {
+  int64_t count, size, larger;
+  Parts(int64_t total, int64_t most) : count(ceil_div(total, most)) {
+    size = count ? total / count : 0;
+    larger = total - size * count;
+  }
+  int64_t begin(int64_t i) const { return i * size + smaller(i, larger); }
+};
+
 constexpr int kTile = 192;                        // positions that stream through a factor row while it is in cache
 constexpr int kSlots = (kPositions + 7) / 8 * 8;  // positions of a block, padded so that loops over them vectorise
 constexpr int64_t kShortRun = 5 * kLanes;         // kernel rows of fewer numbers are copied together,

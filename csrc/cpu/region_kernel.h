@@ -3,21 +3,12 @@
 
 #include "first_stage.h"
 #include "patches.h"
+#include "row_panels.h"
 #include "second_stage.h"
 
 namespace hscc::cpu::HSCC_ISA {
 
 constexpr int kMaxBlocks = kTile / kPositions;
-
-// Parts of near-equal size, none above ``most``: part i is [begin(i), begin(i + 1)).
-struct Parts {
-  int64_t count, size, larger;
-  Parts(int64_t total, int64_t most) : count(ceil_div(total, most)) {
-    size = count ? total / count : 0;
-    larger = total - size * count;
-  }
-  int64_t begin(int64_t i) const { return i * size + smaller(i, larger); }
-};
 
 // Hands out cache-aligned pieces of one allocation; with a null base it only measures.
 class Arena {
@@ -42,10 +33,10 @@ struct Buffers {
   Segment *segments = nullptr, *inside = nullptr;
   Run* runs = nullptr;
   T *zeros = nullptr, *packed = nullptr, *y;
-  float *z = nullptr, *bias;
+  float *z = nullptr, *panels = nullptr, *bias;
   int32_t* inverse;
 
-  Buffers(Arena& arena, const PlanView& plan, int64_t max_rows) {
+  Buffers(Arena& arena, const PlanView& plan, int64_t max_rows, int64_t max_panels) {
     if (max_rows > 0) {  // without rows no patch is read, and nothing bounds the size of one
       const int64_t taps = plan.geometry.kernel_h * plan.geometry.kernel_w;
       pointers = arena.take<const T*>(kMaxBlocks * taps * kSlots);
@@ -53,7 +44,8 @@ struct Buffers {
       inside = arena.take<Segment>(taps);
       runs = arena.take<Run>(plan.geometry.kernel_w);
       zeros = arena.take<T>(plan.geometry.kernel_w * plan.in_channels);
-      z = arena.take<float>(kTile * max_rows);
+      z = arena.take<float>(kTile * padded(max_rows));
+      panels = arena.take<float>(max_panels);
       if (packs(plan)) packed = arena.take<T>(kPositions * packed_length(plan));
     }
     y = arena.take<T>(kTile * plan.out_channels);
@@ -73,12 +65,16 @@ class RegionKernel {
         patches_(patches) {
     for (int m = 0; m < kPositions; ++m) {
       for (int n = 0; n < kRows; ++n) dot_block_[m][n] = select_dot_block<T>(m + 1, n + 1);
-      for (int n = 0; n < kVectors; ++n) expand_block_[m][n] = select_expand_block<T>(m + 1, n + 1);
+      for (int n = 0; n < kVectors; ++n) {
+        panel_block_[m][n] = select_panel_block<T>(m + 1, n + 1);
+        expand_block_[0][m][n] = select_expand_block<T, false>(m + 1, n + 1);
+        expand_block_[1][m][n] = select_expand_block<T, true>(m + 1, n + 1);
+      }
     }
   }
 
   void run(const Span& span) {
-    enter(*span.item);
+    enter(span);
     const Parts tiles(ceil_div(span.end - span.begin, kPositions), kMaxBlocks);  // whole blocks but for the last
     for (int64_t t = 0; t < tiles.count; ++t) {
       run_tile(span.begin + tiles.begin(t) * kPositions,
@@ -87,9 +83,17 @@ class RegionKernel {
   }
 
  private:
-  // Bias in the clusters' order; whether each cluster's channels are neighbours, and if not, where each channel is.
-  void enter(const WorkItem& item) {
+  // Rows as the first stage wants them; bias in the clusters' order; whether each cluster's channels are neighbours,
+  // and if not, where each channel is.
+  void enter(const Span& span) {
+    const WorkItem& item = *span.item;
     item_ = &item;
+    in_panels_ = wants_panels(plan_, item.row_count, span.end - span.begin);
+    z_stride_ = padded(item.row_count);
+    if (in_panels_) {
+      const Parts panels(z_stride_ / kLanes, kVectors);
+      fill_panels(v_, plan_.rows + item.row_start, item.row_count, plan_.patch, panels, b_.panels);
+    }
     const int32_t* order = plan_.channels + item.region * plan_.out_channels;
     const T* bias = plan_.bias ? static_cast<const T*>(plan_.bias) + item.region * plan_.bias_region_stride : nullptr;
     for (int64_t c = 0; c < plan_.out_channels; ++c) {
@@ -136,18 +140,30 @@ class RegionKernel {
       Block<T>& block = blocks_[b];
       block.first = int(parts.begin(b));
       block.positions = int(parts.begin(b + 1)) - block.first;
-      if (item_->row_count == 0 || b_.packed) continue;
+      if (item_->row_count == 0 || (b_.packed && !in_panels_)) continue;
       patches_.build(block, corners_, b_.segments + b * taps, b_.pointers + b * taps * kSlots);
     }
   }
 
-  // Z of a block is (rows, positions of the block); blocks follow each other.
+  // Z of a block is (rows, positions of the block), or from panels (positions, z_stride_); blocks follow each other.
   float* z(const Block<T>& block, int64_t row) const {
-    return b_.z + int64_t(block.first) * item_->row_count + row * block.positions;
+    return b_.z + block.first * z_stride_ + row * (in_panels_ ? 1 : block.positions);
   }
 
   // Blocks stream through the rows that are in the first-level cache; rows stream through a block copied there.
   void first_stage() {
+    if (in_panels_) {
+      const Parts panels(z_stride_ / kLanes, kVectors);
+      for (int64_t p = 0; p < panels.count; ++p) {
+        const int64_t begin = panels.begin(p), vectors = panels.begin(p + 1) - begin;
+        for (int b = 0; b < block_count_; ++b) {
+          const Block<T>& block = blocks_[b];
+          panel_block_[block.positions - 1][vectors - 1](block, b_.panels + begin * kLanes * plan_.patch,
+                                                         z(block, begin * kLanes), z_stride_);
+        }
+      }
+      return;
+    }
     const Parts parts(item_->row_count, kRows);
     if (b_.packed == nullptr) {
       for (int64_t r = 0; r < parts.count; ++r) dot(parts, r, 0, block_count_);
@@ -187,7 +203,8 @@ class RegionKernel {
       if (dense) {
         for (int b = 0; b < block_count_; ++b) {
           const Block<T>& block = blocks_[b];
-          copy_block(cluster, z(block, c.row_start), block.positions, target_ + block.first, offset);
+          copy_block(cluster, z(block, c.row_start), in_panels_ ? z_stride_ : 1, in_panels_ ? 1 : block.positions,
+                     block.positions, target_ + block.first, offset);
         }
         continue;
       }
@@ -199,8 +216,8 @@ class RegionKernel {
         cluster.bias = b_.bias + c.channel_start + start;
         for (int b = 0; b < block_count_; ++b) {
           const Block<T>& block = blocks_[b];
-          expand_block_[block.positions - 1][vectors - 1](cluster, z(block, c.row_start), target_ + block.first,
-                                                          offset + start, last);
+          expand_block_[in_panels_][block.positions - 1][vectors - 1](cluster, z(block, c.row_start), z_stride_,
+                                                                      target_ + block.first, offset + start, last);
         }
       }
     }
@@ -224,26 +241,32 @@ class RegionKernel {
   const Buffers<T>& b_;
   PatchBuilder<T>& patches_;
   const WorkItem* item_ = nullptr;
-  bool permuted_ = false;
+  bool permuted_ = false, in_panels_ = false;
+  int64_t z_stride_ = 0;
   int block_count_ = 0;
   Corners<T> corners_{};
   Block<T> blocks_[kMaxBlocks];
   T* out_[kTile];
   T* target_[kTile];
   DotBlock<T> dot_block_[kPositions][kRows];
-  ExpandBlock<T> expand_block_[kPositions][kVectors];
+  PanelBlock<T> panel_block_[kPositions][kVectors];
+  ExpandBlock<T> expand_block_[2][kPositions][kVectors];
 };
 
 template <typename T>
 void run_as(const PlanView& plan, const Span* spans, int64_t span_count) {
-  int64_t max_rows = 0;
+  int64_t max_rows = 0, max_panels = 0;
   for (int64_t s = 0; s < span_count; ++s) {
-    if (spans[s].item->row_count > max_rows) max_rows = spans[s].item->row_count;
+    const int64_t rows = spans[s].item->row_count;
+    max_rows = larger(max_rows, rows);
+    if (wants_panels(plan, rows, spans[s].end - spans[s].begin)) {
+      max_panels = larger(max_panels, padded(rows) * plan.patch);
+    }
   }
   Arena measure(nullptr);
-  Buffers<T>(measure, plan, max_rows);
+  Buffers<T>(measure, plan, max_rows, max_panels);
   Arena arena(thread_scratch(measure.used()));
-  const Buffers<T> buffers(arena, plan, max_rows);
+  const Buffers<T> buffers(arena, plan, max_rows, max_panels);
   if (max_rows > 0) __builtin_memset(buffers.zeros, 0, size_t(plan.geometry.kernel_w * plan.in_channels) * sizeof(T));
   PatchBuilder<T> patches(plan, buffers.zeros, buffers.inside, buffers.runs);
   RegionKernel<T> kernel(plan, buffers, patches);

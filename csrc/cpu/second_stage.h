@@ -16,20 +16,21 @@ struct Cluster {
   bool relu;
 };
 
-// N vectors of channels, the last of ``last`` lanes, for M positions; z is (rank, M).
-template <typename T, int M, int N>
-void expand_block(const Cluster<T>& cluster, const float* z, T* const* out, int64_t offset, int64_t last) {
+// N vectors of channels, the last of ``last`` lanes, for M positions; z is (rank, M), or (M, rank) of that row stride.
+template <typename T, bool kByPosition, int M, int N>
+void expand_block(const Cluster<T>& cluster, const float* z, int64_t stride, T* const* out, int64_t offset,
+                  int64_t last) {
   Vec acc[M * N];
 #pragma GCC unroll 32
   for (int i = 0; i < M * N; ++i) acc[i] = zero();
   const T* u = cluster.u;
-  for (int64_t k = 0; k < cluster.rank; ++k, u += cluster.stride, z += M) {
+  for (int64_t k = 0; k < cluster.rank; ++k, u += cluster.stride, z += kByPosition ? 1 : M) {
     Vec b[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) b[n] = n + 1 < N ? load(u + n * kLanes) : load(u + n * kLanes, last);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      Vec a = broadcast(z[m]);
+      Vec a = broadcast(kByPosition ? z + m * stride : z + m);
       if constexpr (N > 1) pin(a);
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) acc[m * N + n] = fma(a, b[n], acc[m * N + n]);
@@ -56,26 +57,36 @@ void expand_block(const Cluster<T>& cluster, const float* z, T* const* out, int6
 }
 
 template <typename T>
-using ExpandBlock = void (*)(const Cluster<T>&, const float*, T* const*, int64_t, int64_t);
+using ExpandBlock = void (*)(const Cluster<T>&, const float* z, int64_t stride, T* const*, int64_t, int64_t);
 
-template <typename T, int M = kPositions, int N = kVectors>
+template <typename T, bool kByPosition, int M = kPositions, int N = kVectors>
 ExpandBlock<T> select_expand_block(int positions, int vectors) {
   if constexpr (M > 1) {
-    if (positions < M) return select_expand_block<T, M - 1, N>(positions, vectors);
+    if (positions < M) return select_expand_block<T, kByPosition, M - 1, N>(positions, vectors);
   }
   if constexpr (N > 1) {
-    if (vectors < N) return select_expand_block<T, M, N - 1>(positions, vectors);
+    if (vectors < N) return select_expand_block<T, kByPosition, M, N - 1>(positions, vectors);
   }
-  return expand_block<T, M, N>;
+  return expand_block<T, kByPosition, M, N>;
 }
 
-// A dense cluster: its rows of z are the outputs.
+// A dense cluster: its rows of z are the outputs; row r of position m is z[r * row + m * position].
 template <typename T>
-void copy_block(const Cluster<T>& cluster, const float* z, int positions, T* const* out, int64_t offset) {
-  for (int m = 0; m < positions; ++m) {
-    for (int64_t c = 0; c < cluster.rank; ++c) {
-      const float y = z[c * positions + m] + cluster.bias[c];
-      put(out[m] + offset + c, cluster.relu && y <= 0 ? 0 : y);
+void copy_block(const Cluster<T>& cluster, const float* z, int64_t position, int64_t row, int positions, T* const* out,
+                int64_t offset) {
+  for (int m = 0; m < positions; ++m, z += position) {
+    T* to = out[m] + offset;
+    if (row == 1) {
+      for (int64_t c = 0; c < cluster.rank; c += kLanes) {
+        const int64_t n = smaller(cluster.rank - c, kLanes);
+        const Vec y = add(load(z + c, n), load(cluster.bias + c, n));
+        store(to + c, cluster.relu ? relu(y) : y, n);
+      }
+    } else {
+      for (int64_t c = 0; c < cluster.rank; ++c) {
+        const float y = z[c * row] + cluster.bias[c];
+        put(to + c, cluster.relu && y <= 0 ? 0 : y);
+      }
     }
   }
 }

@@ -108,7 +108,7 @@ class HSCConv2d(nn.Module):
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         if self.squeeze is not None:
-            x = F.conv2d(x, self.squeeze)
+            x = F.conv2d(x, self.squeeze.flatten(1)[..., None, None])  # a view without the layout that x should keep
         if any(self.padding):
             x = F.pad(x, self.padding, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         plan = self._plan_for(x.shape[-2], x.shape[-1])

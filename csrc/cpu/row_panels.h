@@ -1,0 +1,128 @@
+// First stage again, with the lanes along the rows. Included once for every instruction set.
+//
+// Short patches, as those of first layers and 1 x 1 convolutions, do not pay for the sum over lanes of first_stage.h.
+// Here the rows of an item are transposed once into panels of a few vectors, each patch element is broadcast, and Z
+// comes out with the rows of a position next to each other; what ranks leave of the last vector is wasted.
+#pragma once
+
+#include "patches.h"
+
+namespace hscc::cpu::HSCC_ISA {
+
+constexpr int64_t kMostPanels = 1 << 17;  // numbers in an item's panels, so that they stay in the second-level cache
+
+inline int64_t padded(int64_t rows) {
+  return ceil_div(rows, kLanes) * kLanes;
+}
+
+// Whether panels are quicker for ``positions`` of an item, by what each way takes of a position's time, in multiply-add
+// instructions: a sum over lanes 4 a row, copies and pointers 10 and 5 a kernel row, a transposed vector 8 an element.
+inline bool wants_panels(const PlanView& plan, int64_t rows, int64_t positions) {
+  const Geometry& g = plan.geometry;
+  const int64_t vectors = padded(rows) / kLanes, runs = g.dilation_w == 1 ? g.kernel_h : g.kernel_h * g.kernel_w;
+  if (rows == 0 || padded(rows) * plan.patch > kMostPanels) return false;
+  const double along = double(vectors * plan.patch) * ((vectors == 1 ? 1.5 : 1.1) + 8.0 / double(positions)) +
+                       double(5 * runs * ceil_div(vectors, kVectors));
+  const int64_t length = packs(plan) ? plan.patch : plan.patch / runs;
+  const int64_t loads = plan.patch / length * ceil_div(length, kLanes);
+  return along < double(rows * (loads + 4) + (packs(plan) ? 10 * runs : 0));
+}
+
+// Transposes kLanes vectors: a[i][j] becomes a[j][i].
+inline void transpose(Vec* a) {
+#pragma GCC unroll 8
+  for (int step = 1; step < kLanes; step *= 2) {
+    Vec b[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) {
+      b[2 * i] = interleave<0>(a[i], a[i + kLanes / 2]);
+      b[2 * i + 1] = interleave<1>(a[i], a[i + kLanes / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) a[i] = b[i];
+  }
+}
+
+// Rows by number into panels of at most kVectors vectors, (patch, lanes) each, one after the other; zeros fill the
+// last.
+template <typename T>
+void fill_panels(const T* v, const int32_t* order, int64_t rows, int64_t patch, const Parts& parts, float* to) {
+  for (int64_t p = 0; p < parts.count; ++p) {
+    const int64_t width = (parts.begin(p + 1) - parts.begin(p)) * kLanes;
+    for (int64_t lane = 0; lane < width; lane += kLanes) {
+      const int64_t row = parts.begin(p) * kLanes + lane, count = smaller(rows - row, kLanes);
+      for (int64_t k = 0; k < patch; k += kLanes) {
+        const int64_t length = smaller(patch - k, kLanes);
+        Vec a[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) a[i] = i < count ? load(v + order[row + i] * patch + k, length) : zero();
+        transpose(a);
+        for (int64_t i = 0; i < length; ++i) store(to + (k + i) * width + lane, a[i]);
+      }
+    }
+    to += patch * width;
+  }
+}
+
+// z[m][n] = patch m . row n of a panel of N vectors, for M positions; rows of z are ``stride`` apart.
+template <typename T, int M, int N>
+void panel_block(const Block<T>& block, const float* panel, float* z, int64_t stride) {
+  constexpr int kChains = M * N < 12 ? 2 : 1;  // enough sums in flight to hide what a multiply-add takes
+  Vec acc[kChains][M * N];
+#pragma GCC unroll 2
+  for (int c = 0; c < kChains; ++c) {
+#pragma GCC unroll 32
+    for (int i = 0; i < M * N; ++i) acc[c][i] = zero();
+  }
+  const T* const* x = block.pointers;
+  const Segment* end = block.segments + block.segment_count;
+  for (const Segment* segment = block.segments; segment != end; ++segment, x += block.step) {
+    const T* patch[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) patch[m] = x[m] + segment->x_offset;
+    const float* v = panel + segment->v_offset * (N * kLanes);
+    const auto step = [&](int chain, int64_t k) __attribute__((always_inline)) {
+      Vec b[N];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) b[n] = load(v + n * kLanes);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const Vec a = broadcast(patch[m] + k);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) acc[chain][m * N + n] = fma(a, b[n], acc[chain][m * N + n]);
+      }
+      v += N * kLanes;
+    };
+    int64_t k = 0;
+    for (; k + kChains <= segment->length; k += kChains) {
+#pragma GCC unroll 2
+      for (int c = 0; c < kChains; ++c) step(c, k + c);
+    }
+    if (k < segment->length) step(0, k);
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      Vec sum = acc[0][m * N + n];
+      if constexpr (kChains > 1) sum = add(sum, acc[1][m * N + n]);
+      store(z + m * stride + n * kLanes, sum);
+    }
+  }
+}
+
+template <typename T>
+using PanelBlock = void (*)(const Block<T>&, const float* panel, float* z, int64_t stride);
+
+template <typename T, int M = kPositions, int N = kVectors>
+PanelBlock<T> select_panel_block(int positions, int vectors) {
+  if constexpr (M > 1) {
+    if (positions < M) return select_panel_block<T, M - 1, N>(positions, vectors);
+  }
+  if constexpr (N > 1) {
+    if (vectors < N) return select_panel_block<T, M, N - 1>(positions, vectors);
+  }
+  return panel_block<T, M, N>;
+}
+
+}  // namespace hscc::cpu::HSCC_ISA
