@@ -75,13 +75,13 @@ class Cell:
 def run(cell: Cell, finetune_images: int, show: bool) -> dict:
     """Compresses, fine-tunes if asked, and tests; shares in 0..1, the difference to dense paired image by image."""
     dense, spec, weights = example(cell.data)
-    calibration = _batches(images(cell.data, "calibration", cell.calibration, cell.seed)[0], spec)
+    calibration = batches(images(cell.data, "calibration", cell.calibration, cell.seed)[0], spec)
     model = copy.deepcopy(dense)
     start = time.perf_counter()
     report = hscc.compress_(model, calibration, cell.config(), show_progress=show)
     seconds = time.perf_counter() - start
     if cell.finetune_epochs:
-        unlabelled = _batches(images(cell.data, "train", finetune_images, cell.seed)[0], spec)
+        unlabelled = batches(images(cell.data, "train", finetune_images, cell.seed)[0], spec)
         changed = [row.name for row in report.layers if not row.reason]
         hscc.finetune(
             model,
@@ -223,7 +223,7 @@ def main(
     typer.echo(f"Wrote {page}.")
 
 
-def _batches(pixels: np.ndarray, spec: ImageSpec) -> list[Tensor]:
+def batches(pixels: np.ndarray, spec: ImageSpec) -> list[Tensor]:
     return [spec.preprocess(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
 
 

@@ -21,7 +21,7 @@ from hscc import calibrate, regions, sensitivity, surgery
 from hscc.stats import Moments, SplitMoments
 from torch import Tensor, nn
 
-from .models import dense_model
+from . import accuracy
 from .timing import header
 
 
@@ -51,7 +51,7 @@ def resnet50() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000)).eval()
 
 
-MODELS = {"resnet50": resnet50, "alexnet": dense_model}
+MODELS = {"resnet50": resnet50, "alexnet": lambda: accuracy.example("brain_mri")[0]}
 
 
 class Images:

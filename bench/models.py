@@ -4,50 +4,36 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
 import json
 import statistics
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import hscc
 import torch
 from torch import Tensor, nn
+from torch._inductor import aoti_compile_and_package, aoti_load_package
 
 from hscc_kernels import testing
 
+from . import accuracy
 from .peers import HAS_ONNX, Calls, runtime_calls, torch_calls
 from .timing import header, interleaved, keep_freed_memory, ratio
 
-_EXAMPLE = Path(__file__).parent.parent / "examples" / "brain_mri"
-_IMAGES, _BATCH = 64, 16
+DATA = "brain_mri"
 
 
-def example(name: str):
-    """A module of the example, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"brain_mri_{name}", _EXAMPLE / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-def dense_model() -> nn.Module:
-    """The example's network with its trained weights, where they are there."""
-    model = example("model").build()
-    weights = _EXAMPLE / "weights.safetensors"
-    if weights.exists():
-        from safetensors.torch import load_file
-
-        model.load_state_dict(load_file(weights))
-    return model.eval().requires_grad_(False)
-
-
-def images() -> Tensor:
-    """The example's own pictures as the network takes them, float32 (n, 3, 224, 224) of about unit variance."""
-    grey = torch.from_numpy(example("synthetic").generate(_IMAGES, 1)[0]).float()[:, None]
-    return ((grey - grey.mean()) / grey.std()).expand(-1, 3, -1, -1).contiguous()
+def compressed(reduction: float, calibration: int) -> tuple[nn.Module, hscc.Report]:
+    """The network that the accuracy study tests at this FLOP reduction, its ReLUs fused."""
+    dense, spec, _ = accuracy.example(DATA)
+    cell = accuracy.Cell(DATA, "hscc", reduction, calibration=calibration)
+    model, pixels = copy.deepcopy(dense), accuracy.images(DATA, "calibration", calibration, cell.seed)[0]
+    report = hscc.compress_(model, accuracy.batches(pixels, spec), cell.config(), show_progress=True)
+    hscc.fuse_relu_(model)
+    return model.to(memory_format=torch.channels_last), report
 
 
 def onnx_model(model: nn.Sequential, x: Tensor) -> bytes:
@@ -95,17 +81,27 @@ def error_ratio(model: nn.Module, x: Tensor) -> float:
     return testing.error_ratio(model(x), plain, exact)
 
 
+def call(module: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+    @torch.inference_mode()
+    def run():
+        return module(x)
+
+    return run
+
+
+def aot(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """The model as an AOTInductor package, which calls no Python between its layers."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = str(Path(folder, "model.pt2"))
+        return aoti_load_package(aoti_compile_and_package(torch.export.export(model, (x,)), package_path=package))
+
+
 def own_calls(model: nn.Module, x: Tensor, compiled: bool) -> Calls:
-    """The compressed model eager and, as its peers have it too, by ``torch.compile`` with frozen weights."""
-
-    def call(module):
-        @torch.inference_mode()
-        def run():
-            return module(x)
-
-        return run
-
-    return {"eager": call(model)} | ({"compiled": call(torch.compile(model))} if compiled else {})
+    """The compressed model eager and, as its peers have it too, compiled: with frozen weights, and ahead of time."""
+    calls = {"eager": call(model, x)}
+    if compiled:
+        calls |= {"compiled": call(torch.compile(model), x), "aot": call(aot(model, x), x)}
+    return calls
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--reductions", type=float, nargs="+", default=[3.0, 5.3, 10.0, 20.0])
+    parser.add_argument("--calibration", type=int, default=512, help="images")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", help="write the results to this file")
@@ -122,20 +119,19 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_grad_enabled(False)
     head = header(args.threads, args.batch)
     print(json.dumps(head))
-    dense, data = dense_model(), images()
-    x = data[:1].repeat(args.batch, 1, 1, 1)
+    dense, spec, _ = accuracy.example(DATA)
+    x = spec.preprocess(accuracy.images(DATA, "calibration", args.calibration, 0)[0][: args.batch])
     peers: Calls = torch_calls(dense, x, compiled=not args.no_compile)
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    if not args.no_compile:
+        peers["torch_aot"] = call(aot(dense.to(memory_format=torch.channels_last), x_last), x_last)
     if HAS_ONNX:
         peers |= runtime_calls(onnx_model(dense, x), x, args.threads)
     rows, calls, wrong = [], dict(peers), False
     for reduction in args.reductions:
-        model = copy.deepcopy(dense)
-        report = hscc.compress_(model, data.split(_BATCH), hscc.Config(budget=hscc.flops(reduction)))
-        hscc.fuse_relu_(model.eval())
-        model = model.to(memory_format=torch.channels_last)
-        x_last = x.contiguous(memory_format=torch.channels_last)
+        model, report = compressed(reduction, args.calibration)
         name = f"alexnet/{reduction:g}x"
-        error = error_ratio(model, data[:_BATCH].contiguous(memory_format=torch.channels_last))
+        error = error_ratio(model, x_last)
         row = {"name": name, "batch": args.batch, "threads": args.threads, "error_ratio": round(error, 4)}
         row["flop_reduction"] = round(report.flop_reduction, 3)
         rows.append(row)
@@ -147,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in peers:
         print(f"dense {name:22s} {ms[name]:9.3f} ms")
     for row in rows:
-        own = {way: ms[f"{row['name']} {way}"] for way in ("eager", "compiled") if f"{row['name']} {way}" in ms}
+        own = {way: ms[f"{row['name']} {way}"] for way in ("eager", "compiled", "aot") if f"{row['name']} {way}" in ms}
         if not own:
             print(f"{row['name']}: WRONG, error ratio {row['error_ratio']:.3g}; not timed")
             continue

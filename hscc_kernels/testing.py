@@ -120,6 +120,14 @@ CASES = (
     ),
     Case("one bias", "one bias for all regions", (2, 8, 7, 7), 12, _same(3), ((5,), (2,)), bias="channel"),
     Case(
+        "short patches",
+        "a first layer with more rows than patch elements in a vector",
+        (2, 3, 17, 15),
+        70,
+        Geometry((5, 5), (1, 1), (2, 2)),
+        ((None,), (20,), (33, 9), (None, 5)),
+    ),
+    Case(
         "wide",
         "several tiles and chunks everywhere",
         (2, 64, 20, 18),

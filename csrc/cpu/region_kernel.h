@@ -88,7 +88,7 @@ class RegionKernel {
   void enter(const Span& span) {
     const WorkItem& item = *span.item;
     item_ = &item;
-    in_panels_ = wants_panels(plan_, item.row_count, span.end - span.begin);
+    in_panels_ = wants_panels(plan_, item);
     z_stride_ = padded(item.row_count);
     if (in_panels_) {
       const Parts panels(z_stride_ / kLanes, kVectors);
@@ -257,11 +257,9 @@ template <typename T>
 void run_as(const PlanView& plan, const Span* spans, int64_t span_count) {
   int64_t max_rows = 0, max_panels = 0;
   for (int64_t s = 0; s < span_count; ++s) {
-    const int64_t rows = spans[s].item->row_count;
-    max_rows = larger(max_rows, rows);
-    if (wants_panels(plan, rows, spans[s].end - spans[s].begin)) {
-      max_panels = larger(max_panels, padded(rows) * plan.patch);
-    }
+    const WorkItem& item = *spans[s].item;
+    max_rows = larger(max_rows, item.row_count);
+    if (wants_panels(plan, item)) max_panels = larger(max_panels, padded(item.row_count) * plan.patch);
   }
   Arena measure(nullptr);
   Buffers<T>(measure, plan, max_rows, max_panels);

@@ -15,13 +15,14 @@ inline int64_t padded(int64_t rows) {
   return ceil_div(rows, kLanes) * kLanes;
 }
 
-// Whether panels are quicker for ``positions`` of an item, by what each way takes of a position's time, in multiply-add
-// instructions: a sum over lanes 4 a row, copies and pointers 10 and 5 a kernel row, a transposed vector 8 an element.
-inline bool wants_panels(const PlanView& plan, int64_t rows, int64_t positions) {
+// Whether panels are quicker for an item, by what each way takes of a position's time, in multiply-add instructions: a
+// sum over lanes 4 a row, copies and pointers 10 and 5 a kernel row, a vector transposed for one image 8 an element.
+inline bool wants_panels(const PlanView& plan, const WorkItem& item) {
   const Geometry& g = plan.geometry;
+  const int64_t rows = item.row_count;
   const int64_t vectors = padded(rows) / kLanes, runs = g.dilation_w == 1 ? g.kernel_h : g.kernel_h * g.kernel_w;
   if (rows == 0 || padded(rows) * plan.patch > kMostPanels) return false;
-  const double along = double(vectors * plan.patch) * ((vectors == 1 ? 1.5 : 1.1) + 8.0 / double(positions)) +
+  const double along = double(vectors * plan.patch) * ((vectors == 1 ? 1.5 : 1.1) + 8.0 / double(item.position_count)) +
                        double(5 * runs * ceil_div(vectors, kVectors));
   const int64_t length = packs(plan) ? plan.patch : plan.patch / runs;
   const int64_t loads = plan.patch / length * ceil_div(length, kLanes);
