@@ -54,7 +54,7 @@ def run_network(case: Network, batch: int) -> Row | str:
     import torchvision
     from hscc import HSCConv2d
 
-    from .models import conv_flops, error_ratio
+    from .correctness import error_ratio
 
     def build() -> nn.Module:
         torch.manual_seed(0)

@@ -39,10 +39,11 @@ def run_layer(cases: list[Case], batch: int, threads: int, backend: str, compile
             rows.append({"name": case.name, "error_ratio": error})
             continue
         plan = make_plan(case)
+        biases = bias.expand(plan.regions, -1).contiguous()  # a row a region, as HSCConv2d keeps it
 
         @torch.inference_mode()
-        def ours(plan=plan):
-            return lowrank_conv2d(x, plan, bias, activation="relu", backend=backend)
+        def ours(plan=plan, biases=biases):
+            return lowrank_conv2d(x, plan, biases, activation="relu", backend=backend)
 
         calls = {"hscc": ours, **dense}
         if plan.regions == 1 and case.clusters == 1:

@@ -10,16 +10,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import hscc
 import torch
 from torch import Tensor, nn
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 
-from hscc_kernels import testing
-
 from . import accuracy
+from .correctness import error_ratio
 from .peers import HAS_ONNX, Calls, runtime_calls, torch_calls
 from .timing import header, interleaved, keep_freed_memory, ratio
 
@@ -72,13 +70,6 @@ def onnx_model(model: nn.Sequential, x: Tensor) -> bytes:
     built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(built)
     return built.SerializeToString()
-
-
-def error_ratio(model: nn.Module, x: Tensor) -> float:
-    """The compressed model against the reference in float32 and float64, by the rule of the kernels' tests."""
-    with mock.patch("hscc_kernels.dispatch._PREFERRED", "reference"):
-        plain, exact = model(x), copy.deepcopy(model).double()(x.double())
-    return testing.error_ratio(model(x), plain, exact)
 
 
 def call(module: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
