@@ -16,15 +16,16 @@ from .cases import Case, Layer, make_input, make_plan
 from .gpu_results import Row
 from .roofline import Conv, Machine, Work, dense_work
 
+DEVICE = "cuda"
 _CALLS = 64  # a graph runs at least so many, or its launch would show in their time
 
 
 def measured_machine() -> Machine:
     """Copy bandwidth on 2 GiB and the bf16 matrix rate at 8192^3, both by medians."""
-    source = torch.randn(2**29, device="cuda")
+    source = torch.randn(2**29, device=DEVICE)
     target = torch.empty_like(source)
     copy_ms = median_ms(lambda: target.copy_(source))
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     product_ms = median_ms(lambda: a @ b)
     return Machine(2 * source.numel() * 4 / copy_ms * 1e3, 2 * 8192**3 / product_ms * 1e3)
 
@@ -40,14 +41,13 @@ def graph_ms(call: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> float:
     """Median milliseconds of one call, from a graph that runs it on each input in turn."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    graph, rounds = torch.cuda.CUDAGraph(), math.ceil(_CALLS / len(inputs))
+    with torch.cuda.stream(stream):  # around the capture too: one that fails would leave its stream the current one
         for x in inputs[:2]:
             call(x)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph, rounds = torch.cuda.CUDAGraph(), math.ceil(_CALLS / len(inputs))
-    with torch.cuda.graph(graph):
-        for _ in range(rounds):
-            outputs = [call(x) for x in inputs]  # kept for a round: each call writes memory of its own
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(rounds):
+                outputs = [call(x) for x in inputs]  # kept for a round: each call writes memory of its own
     ms = median_ms(graph.replay) / (rounds * len(inputs))
     del outputs
     return ms
@@ -88,7 +88,7 @@ def peer_ms(layer: Layer, rank: int | None, batch: int) -> tuple[dict[str, float
         first = torch.randn(rank, layer.in_channels, layer.kernel, layer.kernel)
         weights, kind = [first, torch.randn(layer.out_channels, rank, 1, 1)], "chain"
     chain = peers.Chain(weights, torch.randn(layer.out_channels), layer)
-    chain = chain.to("cuda", torch.bfloat16, memory_format=torch.channels_last)
+    chain = chain.to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
 
     def fused(x: Tensor) -> Tensor:
         *before, last = chain.convs
@@ -101,7 +101,7 @@ def peer_ms(layer: Layer, rank: int | None, batch: int) -> tuple[dict[str, float
         f"fused {kind}": fused,
         f"compiled {kind}": torch.compile(chain, mode="max-autotune-no-cudagraphs", fullgraph=True),
     }
-    x = make_input(layer, batch).to("cuda", torch.bfloat16)
+    x = make_input(layer, batch).to(DEVICE, torch.bfloat16)
     times = time_each(calls, rotated(x, bytes_of(layer, batch)))
     torch.compiler.reset()
     return times
@@ -122,9 +122,9 @@ def work_of(layer: Layer, batch: int, factors: int, flops: int) -> Work:
 def run_case(case: Case, batch: int) -> Row | str:
     """The case's row, or a sentence that says why it has none."""
     layer, dtype = case.layer, torch.bfloat16
-    plan = make_plan(case).to("cuda", dtype)
-    bias = torch.randn(layer.out_channels, generator=torch.Generator().manual_seed(2)).to("cuda", dtype)
-    inputs = rotated(make_input(layer, batch).to("cuda", dtype), bytes_of(layer, batch))
+    plan = make_plan(case).to(DEVICE, dtype)
+    bias = torch.randn(layer.out_channels, generator=torch.Generator().manual_seed(2)).to(DEVICE, dtype)
+    inputs = rotated(make_input(layer, batch).to(DEVICE, dtype), bytes_of(layer, batch))
 
     def ours(x: Tensor) -> Tensor:
         return lowrank_conv2d(x, plan, bias, activation="relu", backend="triton")

@@ -1,7 +1,7 @@
 """One call on a GPU machine: build, gpu tests, rates of the machine, times of layers and networks, table, picture.
 
     python -m bench.gpu_report --out out/gpu
-    python -m bench.gpu_report --out out/gpu --stages kernels --layers vgg16_3_2 --minutes 9
+    python -m bench.gpu_report --out out/gpu --stages kernels --layers vgg16_3_2 --minutes 8
 
 Needs a plain source tree, torch with CUDA and triton; no network. Every timed call runs inside a CUDA graph over
 rotating inputs that outgrow the L2, and a case whose error ratio is above 1 gets no time. report.json, report.md and
@@ -59,8 +59,18 @@ def gpu_tests() -> list[str]:
     return ["-m", "pytest", "-q", "-m", "gpu", *parallel, "tests/kernels"]
 
 
-def measure(cases: Iterable, run: Callable, report: Report, out: Path, deadline: float) -> bool:
-    """Runs the cases that the report does not know yet and saves after each; False when time is up before the last."""
+def measure(
+    cases: Iterable,
+    run: Callable,
+    report: Report,
+    out: Path,
+    deadline: float,
+    wait: Callable[[], object] = torch.cuda.synchronize,
+) -> bool:
+    """Runs the cases that the report does not know yet and saves after each; False when it stops before the last.
+
+    It stops when time is up, or when the device is lost: after a bad access every call of this process fails.
+    """
     for case in cases:
         if report.knows(case.name):
             continue
@@ -75,6 +85,11 @@ def measure(cases: Iterable, run: Callable, report: Report, out: Path, deadline:
         report.add(case.name, result)
         report.save(out)
         print(case.name, result if isinstance(result, str) else f"{result.speedup:.2f}x", flush=True)
+        try:
+            wait()
+        except RuntimeError as error:
+            print(f"the device is lost, the same call goes on from here: {summary(error)}", flush=True)
+            return False
     return True
 
 

@@ -7,12 +7,15 @@ import math
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+import hscc_kernels
 from bench import gpu_cases, gpu_networks, gpu_report, gpu_results, roofline
 from bench.cases import LAYERS, Case, make_plan
 from bench.gpu_results import Report, Row
@@ -89,7 +92,7 @@ def test_a_peer_that_fails_costs_only_its_own_time() -> None:
 
 
 def test_report_grows_with_every_case_and_goes_on(tmp_path: Path) -> None:
-    """A case that raises is refused, time stops the next, and a second call starts after the last one."""
+    """A case that raises is refused; time or a lost device stops the next; a second call starts after the last one."""
     ran = []
 
     def run(case):
@@ -99,14 +102,22 @@ def test_report_grows_with_every_case_and_goes_on(tmp_path: Path) -> None:
         return ROW._replace(name=case.name)
 
     cases = [ROW._replace(name=name) for name in ("first", "broken", "last")]
+
+    def lost():
+        raise RuntimeError("illegal address")
+
+    def measure(cases, report, deadline=math.inf, wait=lambda: None):
+        return gpu_report.measure(cases, run, report, tmp_path, deadline, wait)
+
     report = Report.open(tmp_path, HEADER)
-    assert gpu_report.measure(cases[:2], run, report, tmp_path, math.inf)
-    assert not gpu_report.measure(cases, run, report, tmp_path, time.monotonic() - 1)
+    assert not measure(cases[:2], report, wait=lost)
+    assert measure(cases[:2], report)
+    assert not measure(cases, report, deadline=time.monotonic() - 1)
     again = Report.open(tmp_path, HEADER)
     assert again == report
     assert again.refused == {"broken": "RuntimeError: no memory"}
     again.machine, again.steps["tests"] = H200, True
-    assert gpu_report.measure(cases, run, again, tmp_path, math.inf)
+    assert measure(cases, again)
     assert ran == ["first", "broken", "last"]
     stored = json.loads((tmp_path / "report.json").read_text())
     assert [(row["name"], row["speedup"]) for row in stored["rows"]] == [("first", 4.0), ("last", 4.0)]
@@ -146,6 +157,45 @@ def test_networks_are_compressed_where_it_pays() -> None:
     assert [type(m).__name__ for m in changed] == ["Conv2d", "ReLU", "HSCConv2d", "Conv2d"]
     assert changed(torch.zeros(1, 3, 34, 34, dtype=torch.float64)).shape == before
     assert layer.flops(1) / changed[2].plan.flops() == pytest.approx(5.3, rel=0.1)
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a case of the report here: every call once, nothing compiled, the backend that can."""
+
+    def once(call, inputs):
+        return float(call(inputs[0]).isfinite().all())
+
+    def lowrank_conv2d(*arguments, backend, **keywords):
+        return hscc_kernels.lowrank_conv2d(*arguments, **keywords)
+
+    for module in (gpu_cases, gpu_networks):
+        monkeypatch.setattr(module, "DEVICE", "cpu")
+        monkeypatch.setattr(module, "rotated", lambda x, size: [x])
+        monkeypatch.setattr(module, "time_each", partial(gpu_cases.time_each, time=once))
+    monkeypatch.setattr(gpu_cases, "lowrank_conv2d", lowrank_conv2d)
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+
+
+def test_a_case_from_end_to_end(on_the_cpu) -> None:
+    layer = LAYERS["resnet18_2"]._replace(size=8)
+    row = gpu_cases.run_case(Case(layer, "4", 1, 5.3), 2)
+    assert row.error_ratio <= 1
+    assert row.reduction == pytest.approx(5.3, rel=0.05)
+    assert set(row.ms) == {"ours", "eager dense", "compiled dense", "eager chain", "compiled chain"}
+    assert set(row.failed) == {"fused dense", "fused chain"}  # of cuDNN
+
+
+def test_a_network_from_end_to_end(on_the_cpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def net():
+        layers = nn.Conv2d(3, 16, 7, 8, 3), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(inplace=True)
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=SimpleNamespace(net=net)))
+    row = gpu_networks.run_network(gpu_networks.Network("net", 5.3), 2)
+    stem, layer = 28**2 * 16 * 3 * 49, 14**2 * 32 * 16 * 9
+    assert row.reduction == pytest.approx((stem + layer) / (stem + layer / 5.3), rel=0.02)
+    assert row.ms == dict.fromkeys(("dense", "compiled dense", "ours", "compiled ours"), 1.0)
 
 
 def test_selection() -> None:
