@@ -87,8 +87,8 @@ def run(cell: Cell, finetune_images: int, show: bool) -> dict:
             dense,
             unlabelled,
             epochs=cell.finetune_epochs,
-            validation=calibration,
             also=[""],
+            temperature=None,
             seed=cell.seed,
             show_progress=show,
         )

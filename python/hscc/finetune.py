@@ -67,7 +67,8 @@ def finetune(
         student, teacher: modules that take the same inputs and give outputs of the same shapes: a tensor, or tuples,
             lists and dicts of them.
         batches: re-iterable inputs as for :func:`hscc.compress_`.
-        validation: such inputs to measure the loss on, before training and after each epoch.
+        validation: such inputs to measure the loss on, before training and after each epoch; not the calibration data:
+            the student was fitted to them, so its loss there is too low before training.
         also: names of modules to train besides the :class:`HSCConv2d`; "" is the whole student.
         rate: of Adam at the start; it falls to 0 on a cosine over all epochs. A compressed network is near its teacher:
             ten times the default drove the example's away from it.
