@@ -82,14 +82,13 @@ def run(cell: Cell, finetune_images: int, show: bool) -> dict:
     seconds = time.perf_counter() - start
     if cell.finetune_epochs:
         unlabelled = batches(images(cell.data, "train", finetune_images, cell.seed)[0], spec)
-        changed = [row.name for row in report.layers if not row.reason]
         hscc.finetune(
             model,
             dense,
             unlabelled,
             epochs=cell.finetune_epochs,
-            validation=calibration,
-            also=changed,
+            also=[""],
+            temperature=None,
             seed=cell.seed,
             show_progress=show,
         )

@@ -24,10 +24,11 @@ INTRODUCTION = """# Accuracy after compression
 Written by `python -m bench.accuracy`; every number is from one of its cells. Accuracies are in % of the test images.
 ± is one bootstrap standard error over the test images (with several seeds, with the spread of the seeds' mean added);
 for differences to the dense model it is paired, image by image. A budget counts the FLOPs of all convolutions, and so
-does the reduction reached. hscc fits each layer on what the compressed layers before it give; all others fit layer by
-layer, "activations" to the dense model's outputs on calibration data, "weights" to the weight alone. "hscc, one region
-and cluster" shows what that fit, the sensitivity and the squeeze bring without regions, "hscc, inputs not squeezed"
-what the regions bring without the squeeze; none of the rows is fine-tuned unless the heading says so.
+does the reduction reached. hscc fits each layer, and the last linear one, on what the compressed layers before it give;
+all others fit layer by layer, "activations" to the dense model's outputs on calibration data, "weights" to the weight
+alone. "hscc, one region and cluster" shows what that fit, the sensitivity and the squeeze bring without regions, "hscc,
+inputs not squeezed" what the regions bring without the squeeze; none of the rows is fine-tuned unless the heading says
+so.
 """
 
 

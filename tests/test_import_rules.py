@@ -46,6 +46,7 @@ ALLOWED = {
         "baselines": {"calibrate", "chains", "config", "distributed", "ranks", "report", "search", "stats"},
         "search": {"ranks"},
         "sensitivity": {"calibrate", "distributed", "regions"},
+        "heads": {"calibrate", "distributed"},
         "squeeze": {"calibrate", "chains", "distributed", "stats", "work"},
         "structure": {
             *("clusters", "config", "factors", "latency", "layer", "ranks", "regions"),
@@ -53,8 +54,9 @@ ALLOWED = {
         },
         "fitting": {"config", "factors", "layer", "stats", "structure"},
         "compress": {
-            *("baselines", "calibrate", "chains", "config", "fitting", "latency", "layer", "progress", "ranks"),
-            *("regions", "report", "search", "sensitivity", "squeeze", "stats", "structure", "surgery", "work"),
+            *("baselines", "calibrate", "chains", "config", "fitting", "heads", "latency", "layer", "progress"),
+            *("ranks", "regions", "report", "search", "sensitivity", "squeeze", "stats", "structure", "surgery"),
+            "work",
         },
         "checkpoint": {"chains", "layer", "report", "surgery"},
         "finetune": {"calibrate", "checkpoint", "layer"},

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from . import baselines, calibrate, fitting, regions, search, sensitivity, squeeze, structure, surgery
+from . import baselines, calibrate, fitting, heads, regions, search, sensitivity, squeeze, structure, surgery
 from .chains import Chain
 from .config import REDUCTIONS, Config
 from .latency import Machine
@@ -57,7 +57,7 @@ def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_p
 
     Args:
         model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (by chains of plain ones for the methods
-            "tucker2" and "spatial_svd"), all else stays.
+            "tucker2" and "spatial_svd"). Sequential reconstruction also refits its last ``nn.Linear``; all else stays.
         calibration: re-iterable batches (tensor, tuple or list whose first item is the input, or dict of keywords);
             a few hundred unlabelled samples of one size.
         config: what to do and how far.
@@ -114,7 +114,7 @@ def apply_(
     The data are needed once more by sequential reconstruction, squeezed layers, Tucker-2 and spatial SVD.
     """
     config = plan.config
-    baseline = config.method in baselines.METHODS
+    baseline, head = config.method in baselines.METHODS, {}
     sequential = config.reconstruction == "sequential" and config.factorization == "activation"
     reads = sequential or baseline or any(layer.structure.squeeze for layer in plan.layers.values())
     if reads and calibration is None:
@@ -145,10 +145,13 @@ def apply_(
             else:
                 fitted[name] = fitting.fit(layer, stats.moments.total(), config, None)
             surgery.swap_(student, names, fitted[name] if sequential else copy.deepcopy(stats.conv))
+        if sequential and fitted:
+            head = heads.refit(model, student, calibration, config.skip, show_progress)
         costs = {name: plan.layers[name].cost(module.plan) for name, module in fitted.items()}
         rows = [_layer_row(layer, plan.targets, costs.get(name)) for name, layer in plan.layers.items()]
     for name, module in fitted.items():
         surgery.swap_(model, plan.targets.names[name], module)
+    model.load_state_dict(head, strict=False)
     surgery.channels_last_(model)
     return plan._report(rows)
 

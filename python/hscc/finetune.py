@@ -49,7 +49,7 @@ def finetune(
     epochs: int,
     validation: Iterable | None = None,
     also: Sequence[str] = (),
-    rate: float = 1e-3,
+    rate: float = 3e-5,
     temperature: float | None = 1.0,
     patience: int = 3,
     checkpoint: str | Path | None = None,
@@ -67,9 +67,11 @@ def finetune(
         student, teacher: modules that take the same inputs and give outputs of the same shapes: a tensor, or tuples,
             lists and dicts of them.
         batches: re-iterable inputs as for :func:`hscc.compress_`.
-        validation: such inputs to measure the loss on, before training and after each epoch.
+        validation: such inputs to measure the loss on, before training and after each epoch; not the calibration data:
+            the student was fitted to them, so its loss there is too low before training.
         also: names of modules to train besides the :class:`HSCConv2d`; "" is the whole student.
-        rate: of Adam at the start; it falls to 0 on a cosine over all epochs.
+        rate: of Adam at the start; it falls to 0 on a cosine over all epochs. A compressed network is near its teacher:
+            ten times the default drove the example's away from it.
         temperature: of the softmax of outputs (N, classes), which are compared by the Kullback-Leibler divergence.
             Other outputs, and with None these too, by the mean squared error relative to the teacher's mean square.
         patience: epochs without a lower validation loss after which training stops.

@@ -63,7 +63,7 @@ def test_the_student_comes_nearer(student, net, data) -> None:
     student[9].bias.requires_grad_(False)
     modes = [m.training for m in student.modules()]
     state = torch.get_rng_state()
-    report = hscc.finetune(student, net, data[:4], epochs=4, validation=data[4:])
+    report = hscc.finetune(student, net, data[:4], epochs=4, validation=data[4:], rate=1e-3)
     assert len(report.training) == 4
     assert len(report.validation) == 5
     assert report.validation[report.best_epoch] == min(report.validation) < 0.5 * report.validation[0]
@@ -190,7 +190,7 @@ def test_a_student_cannot_teach_itself(student, data) -> None:
 
 def test_autocast(student, net, data) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        report = hscc.finetune(student, net, data, epochs=2, validation=data, also=[""])
+        report = hscc.finetune(student, net, data, epochs=2, validation=data, also=[""], rate=1e-3)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         left = sum(distance([student(x)], [net(x)], 1.0).item() for x in data) / len(data)
     assert min(report.validation) < 0.8 * report.validation[0]
@@ -211,7 +211,7 @@ class Parts(nn.Module):
 
 
 def test_outputs_of_several_kinds(student, net, data) -> None:
-    report = hscc.finetune(Parts(student), Parts(net), data, epochs=3, validation=data)
+    report = hscc.finetune(Parts(student), Parts(net), data, epochs=3, validation=data, rate=1e-3)
     assert min(report.validation) < 0.8 * report.validation[0]
 
 

@@ -1,0 +1,86 @@
+"""The last linear layer, refitted to what compressed convolutions give it. Derivation: ``docs/math.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import calibrate, distributed
+
+PRIOR = 160.0  # samples that the dense weights count for
+MOST_INPUTS = 8192  # their moments take half a gigabyte
+
+
+def refit(
+    model: nn.Module, student: nn.Module, calibration: Iterable, skip: Sequence[str], show: bool
+) -> dict[str, Tensor]:
+    """New values of the parameters, by their names, of the last ``nn.Linear`` that runs: ridge regression of the dense
+    model's outputs there on the student's inputs. Empty where there is none, or one in ``skip``, or a very wide one."""
+    linear = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
+    layers = {name: layer for name, layer in linear.items() if isinstance(layer.weight, nn.Parameter)}
+    if not layers:
+        return {}
+    dense, ours = _Last(model, layers), _Last(student, layers)
+    sums: list[Tensor] = []
+    try:
+        with (
+            distributed.together(),
+            calibrate.evaluation_mode(model),
+            calibrate.evaluation_mode(student),
+            torch.no_grad(),
+        ):
+            for batch in calibrate.batches(calibration, model, "fitting the last layer", show):
+                calibrate.forward(model, batch)
+                calibrate.forward(student, batch)
+                if ours.name is None or ours.name in skip or layers[ours.name].in_features > MOST_INPUTS:
+                    return {}
+                _add(sums, ours.x, dense.y - ours.y)
+    finally:
+        dense.remove()
+        ours.remove()
+    distributed.sum_(*sums)
+    return _solved(ours.name, layers[ours.name], *sums)
+
+
+class _Last:
+    """The last call of any of some layers: its name, input rows x (n, D) and output rows y (n, O); float64."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self.name: str | None = None
+        self._handles = [model.get_submodule(name).register_forward_hook(self._hook(name)) for name in names]
+
+    def _hook(self, name: str):
+        def see(layer: nn.Linear, args: tuple, y: Tensor) -> None:
+            self.name, self.x, self.y = name, *(t.reshape(-1, t.shape[-1]).double() for t in (args[0], y))
+
+        return see
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _add(sums: list[Tensor], x: Tensor, left: Tensor) -> None:
+    """Adds to the moments of [x, 1], (D + 1, D + 1), and of what is left to explain with it, (O, D + 1)."""
+    rows = torch.cat([x, x.new_ones(len(x), 1)], 1)
+    for index, new in enumerate((rows.T @ rows, left.T @ rows)):
+        if index == len(sums):
+            sums.append(new)
+        else:
+            sums[index] += new
+
+
+def _solved(name: str, layer: nn.Linear, gram: Tensor, cross: Tensor) -> dict[str, Tensor]:
+    count, mean, left = gram[-1, -1], gram[:-1, -1] / gram[-1, -1], cross[:, -1] / gram[-1, -1]
+    if layer.bias is None:
+        mean, left = torch.zeros_like(mean), torch.zeros_like(left)
+    covariance = gram[:-1, :-1] - count * torch.outer(mean, mean)
+    ridge = PRIOR / count * covariance.diagonal().mean().clamp_min(1e-30)
+    covariance.diagonal().add_(ridge)
+    step = torch.linalg.solve(covariance, (cross[:, :-1] - count * torch.outer(left, mean)).T).T  # [O, D]
+    found = {f"{name}.weight": layer.weight + step.to(layer.weight)}
+    if layer.bias is not None:
+        found[f"{name}.bias"] = layer.bias + (left - step @ mean).to(layer.bias)
+    return {key: value.detach() for key, value in found.items()}

@@ -1,0 +1,67 @@
+"""The last linear layer mends what compressed convolutions lose, and stays where it should."""
+
+from __future__ import annotations
+
+import copy
+
+import hscc
+import pytest
+import torch
+from hscc import heads
+from torch import Tensor, nn
+
+
+def student_of(net: nn.Sequential) -> nn.Sequential:
+    """The network with a first layer that loses a third of its channels."""
+    student = copy.deepcopy(net)
+    with torch.no_grad():
+        student[0].weight[::3] = 0
+    return student
+
+
+def error(model: nn.Module, dense: nn.Module, data: list[Tensor]) -> float:
+    x = torch.cat(data)
+    with torch.no_grad():
+        return (model(x) - dense(x)).square().mean().item()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_come_nearer(net, data, bias: bool) -> None:
+    if not bias:
+        net[9].bias = None
+    student = student_of(net)
+    found = heads.refit(net, student, data, (), False)
+    assert set(found) == {"9.weight", "9.bias"} if bias else {"9.weight"}
+    before = error(student, net, data)
+    student.load_state_dict(found, strict=False)
+    assert error(student, net, data) < 0.8 * before
+
+
+def test_it_is_the_ridge_regression_of_the_formula(net, data, monkeypatch) -> None:
+    monkeypatch.setattr(heads, "PRIOR", 1e-9)
+    student = student_of(net)
+    student.load_state_dict(heads.refit(net, student, data, (), False), strict=False)
+    x = torch.cat(data)
+    with torch.no_grad():
+        rows = torch.cat([student[:9](x), torch.ones(len(x), 1)], 1).double()
+        wanted = net(x).double()
+        best = rows @ torch.linalg.lstsq(rows, wanted, driver="gelsd").solution
+        torch.testing.assert_close(student(x).double(), best, atol=1e-4, rtol=1e-3)
+
+
+def test_many_readings_of_the_same_model_change_nothing(net, data) -> None:
+    for name, value in heads.refit(net, copy.deepcopy(net), data, (), False).items():
+        torch.testing.assert_close(value, net.state_dict()[name])
+
+
+def test_compression_refits_it_unless_told_otherwise(net, data) -> None:
+    for options, refitted in (({}, True), ({"skip": ["9"]}, False), ({"reconstruction": "independent"}, False)):
+        model = copy.deepcopy(net)
+        hscc.compress_(model, data, hscc.Config(hscc.flops(6), **options))
+        assert torch.equal(model[9].weight, net[9].weight) != refitted
+
+
+def test_without_such_a_layer_nothing_is_found(net, data, monkeypatch) -> None:
+    assert heads.refit(net[:6], net[:6], data, (), False) == {}
+    monkeypatch.setattr(heads, "MOST_INPUTS", 10)
+    assert heads.refit(net, net, data, (), False) == {}
