@@ -43,13 +43,13 @@ class CompressionPlan:
             rows = [_layer_row(layer, self.targets, layer.choice.cost) for layer in self.layers.values()]
         return self._report(rows)
 
-    def _report(self, rows: list[LayerReport]) -> Report:
+    def _report(self, rows: list[LayerReport], refitted: Iterable[str] = ()) -> Report:
         """Of these rows and those of convolutions that cannot be compressed."""
         untouched = [
             _row(name, self.targets, cost, cost, self.machine, reason=self.targets.skipped[name])
             for name, cost in self.others.items()
         ]
-        return Report(tuple(rows + untouched), self.warnings, self.machine and self.machine.error)
+        return Report(tuple(rows + untouched), self.warnings, self.machine and self.machine.error, tuple(refitted))
 
 
 def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_progress: bool = False) -> Report:
@@ -153,7 +153,7 @@ def apply_(
         surgery.swap_(model, plan.targets.names[name], module)
     model.load_state_dict(head, strict=False)
     surgery.channels_last_(model)
-    return plan._report(rows)
+    return plan._report(rows, head)
 
 
 def _times(model, calibration, targets: surgery.Targets, config: Config, show: bool):

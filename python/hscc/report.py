@@ -41,11 +41,13 @@ class Report:
     """Totals are over all convolutions of the model, the untouched ones with their FLOPs.
 
     ``latency_error`` is the median relative error of the predicted times, on layer shapes that they were not made from.
+    ``refitted`` names the parameters of other layers that changed with the convolutions.
     """
 
     layers: tuple[LayerReport, ...]
     warnings: tuple[str, ...] = ()
     latency_error: float | None = None
+    refitted: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -120,7 +122,7 @@ class Report:
             )
             for layer in data["layers"]
         )
-        return cls(layers, tuple(data["warnings"]), data.get("latency_error"))
+        return cls(layers, tuple(data["warnings"]), data.get("latency_error"), tuple(data.get("refitted", ())))
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -157,6 +159,8 @@ class Report:
             size = f"{self.dense_bytes / 1e6:.2f} > {self.bytes / 1e6:.2f} MB ({self.byte_reduction:.2f}x)"
             speed = f", {self.speedup:.2f}x faster (predicted; median error {self.latency_error:.0%})" if timed else ""
             console.print(f"convolutions: {size}{speed}", markup=False, highlight=False)
+            if self.refitted:
+                console.print(f"refitted to them: {', '.join(self.refitted)}", markup=False, highlight=False)
             for warning in self.warnings:
                 console.print(f"warning: {warning}", markup=False, highlight=False)
         return capture.get()

@@ -31,7 +31,7 @@ def test_outputs_come_nearer(net, data, bias: bool) -> None:
         net[9].bias = None
     student = student_of(net)
     found = heads.refit(net, student, data, (), False)
-    assert set(found) == {"9.weight", "9.bias"} if bias else {"9.weight"}
+    assert set(found) == ({"9.weight", "9.bias"} if bias else {"9.weight"})
     before = error(student, net, data)
     student.load_state_dict(found, strict=False)
     assert error(student, net, data) < 0.8 * before
@@ -57,7 +57,9 @@ def test_many_readings_of_the_same_model_change_nothing(net, data) -> None:
 def test_compression_refits_it_unless_told_otherwise(net, data) -> None:
     for options, refitted in (({}, True), ({"skip": ["9"]}, False), ({"reconstruction": "independent"}, False)):
         model = copy.deepcopy(net)
-        hscc.compress_(model, data, hscc.Config(hscc.flops(6), **options))
+        report = hscc.compress_(model, data, hscc.Config(hscc.flops(6), **options))
+        assert report.refitted == (("9.weight", "9.bias") if refitted else ())
+        assert hscc.Report.from_dict(report.to_dict()) == report
         assert torch.equal(model[9].weight, net[9].weight) != refitted
 
 
