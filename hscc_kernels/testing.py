@@ -52,6 +52,7 @@ CASES = (
     Case("all rank 0", "an empty pool of rows", (2, 4, 5, 5), 6, _same(3), ((0, 0),)),
     Case("rank 1", "a single row", (2, 5, 6, 6), 9, _same(3), ((1,), (1,))),
     Case("dense", "clusters without second stage", (2, 8, 8, 8), 20, _same(3), ((None,), (None, 3))),
+    Case("one dense cluster", "a dense region beside a low-rank one", (2, 8, 7, 7), 12, _same(3), ((None,), (4,))),
     Case("empty cluster", "more clusters than channels", (2, 4, 5, 5), 2, _same(3), ((1, 2, 1),)),
     Case("batch 0", "nothing to do", (0, 4, 6, 6), 8, _same(3), ((3,), (2,))),
     Case("one pixel", "1 x 1 image, border only", (3, 6, 1, 1), 8, _same(3), ((3,),)),

@@ -33,7 +33,7 @@ class Problem(NamedTuple):
     """What the host knows of a call without reading a tensor.
 
     pairs: images times positions. rows: of all regions; pool: rows of V. slice_rows: of the largest low-rank slice,
-    None where nobody has read it. wide: offsets within a tile need 64 bits.
+    None where nobody has read it. dense: a region may have a dense cluster. wide: offsets within a tile need 64 bits.
     """
 
     dtype: torch.dtype
@@ -46,7 +46,13 @@ class Problem(NamedTuple):
     rows: int
     pool: int
     slice_rows: int | None = None
+    dense: bool = False
     wide: bool = False
+
+    @property
+    def one_cluster(self) -> bool:
+        """Each region is one low-rank cluster: addresses of U and of the output are aligned."""
+        return self.clusters == self.regions and not self.dense
 
     @property
     def whole_row(self) -> bool:
@@ -125,7 +131,7 @@ TALLEST = max(c.BP for c in HALF + HOPPER + SCATTERED + WHOLE_ROW + SINGLE)
 
 def table(problem: Problem, chip: Chip) -> tuple[Config, ...]:
     """The configurations compiled for such a problem."""
-    scattered = problem.clusters != problem.regions or problem.wide
+    scattered = problem.wide or not problem.one_cluster
     if problem.dtype == torch.float32:
         return UNPIPELINED if scattered or problem.whole_row else SINGLE
     if problem.whole_row:

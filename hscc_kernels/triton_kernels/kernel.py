@@ -91,14 +91,14 @@ def _first_stage(
 @triton.jit
 def _second_stage(
     y, z, u, s, o, first, last, count, u_start, dense,
-    MAY_BE_DENSE: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
+    ONE_CLUSTER: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """y + z U for rows first..last of a cluster's slice; column i of z is row s[i]. A dense cluster's U is 1."""
     s_ok = (s >= first) & (s < last)  # [BR]
-    u_ok = s_ok & ~dense if MAY_BE_DENSE else s_ok
+    u_ok = s_ok if ONE_CLUSTER else s_ok & ~dense
     block = u + u_start + (s.to(OFFSET)[:, None] * count + o[None, :])
     w = tl.load(block, mask=u_ok[:, None] & (o < count)[None, :], other=0.0)  # [BR, BO]
-    if MAY_BE_DENSE:
+    if not ONE_CLUSTER:
         one = (s_ok & dense)[:, None] & (s[:, None] == o[None, :])
         w = tl.where(one, 1.0, w).to(z.dtype)
     return tl.dot(tl.where(s_ok[None, :], z, 0.0).to(z.dtype), w, y, input_precision=PRECISION)
@@ -136,8 +136,8 @@ def _store(
 def lowrank_conv2d_kernel(
     x, v, u, bias, positions, rows, channels, work, clusters, out,
     N, H, W, C, Wo, P, OC, Q, S, U, R, K, bias_stride,
-    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, ONE_CLUSTER: tl.constexpr, MAY_BE_DENSE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
+    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, ONE_CLUSTER: tl.constexpr, HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
     BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
@@ -172,11 +172,12 @@ def lowrank_conv2d_kernel(
                     count = OC
                     u_start = u_start // OC * OC  # no change, but now the compiler knows how it is aligned
                 u_end = u_start + rank.to(tl.int64) * count
-                rank = tl.where(dense | ((u_start >= 0) & (u_end <= U)), rank, 0)
+                inside = (u_start >= 0) & (u_end <= U)
+                rank = tl.where(inside if ONE_CLUSTER else inside | dense, rank, 0)
                 for o0 in range(0, count, BO):
                     o = o0 + tl.arange(0, BO)
                     y = tl.zeros((BP, BO), tl.float32)
-                    # A dense cluster's rows are its channels.
+                    # A dense cluster's rows are its channels. ONE_CLUSTER has none, but a constant 0 spills on sm_100.
                     first = tl.where(dense, o0, 0)
                     last = tl.where(dense, tl.minimum(o0 + BO, rank), rank)
                     for r0 in range(first, last, BR):
@@ -188,7 +189,7 @@ def lowrank_conv2d_kernel(
                                 H, W, C, Q, S, GEOMETRY, WHOLE_ROW, PRECISION, BP, BR, BK,
                             )  # fmt: skip
                         s = window - slice_start + tl.arange(0, BR)
-                        y = _second_stage(y, z, u, s, o, r0, r1, count, u_start, dense, MAY_BE_DENSE, PRECISION, OFFSET)
+                        y = _second_stage(y, z, u, s, o, r0, r1, count, u_start, dense, ONE_CLUSTER, PRECISION, OFFSET)
                     _store(
                         y, out_tile, bias, channels, region * bias_stride, region * OC, pixel, o,
                         first_channel, count, OC, HAS_BIAS, RELU, ONE_CLUSTER,

@@ -54,6 +54,8 @@ def lowrank_conv2d(
         rows=rows.shape[0],
         pool=v.shape[0],
         slice_rows=_largest_slice(clusters),
+        # A low-rank cluster that is alone has rank * O values of U: beside a dense one, some rows lack theirs.
+        dense=u.shape[0] != rows.shape[0] * size[1],
         wide=_needs_64_bits(x, out, u),
     )
     chip = Chip.of(x.device)
@@ -66,7 +68,7 @@ def lowrank_conv2d(
         x.shape[0], *x.shape[2:], x.shape[1], out_size[1], positions.shape[0], size[1], v.shape[0],
         rows.shape[0], u.shape[0], work.shape[0], clusters.shape[0], 0 if bias is None else bias.stride(0),
     )  # fmt: skip
-    constants = specialization(problem, bias is not None, activation, u.shape[0])
+    constants = specialization(problem, bias is not None, activation)
 
     def launch(config: Config) -> None:
         grid = min(triton.cdiv(problem.pairs, config.BP) + problem.regions, chip.programs(config))
@@ -77,15 +79,12 @@ def lowrank_conv2d(
     return out
 
 
-def specialization(problem: Problem, has_bias: bool, activation: str, u_size: int) -> dict:
+def specialization(problem: Problem, has_bias: bool, activation: str) -> dict:
     """The kernel's constants but for the tile; each combination of values is compiled."""
-    one_cluster = problem.clusters == problem.regions
     return {
         "GEOMETRY": tuple(problem.geometry.flat()),
         "WHOLE_ROW": problem.whole_row,
-        "ONE_CLUSTER": one_cluster,
-        # A low-rank cluster that is alone has rank * O values of U: beside a dense one, some rows would lack theirs.
-        "MAY_BE_DENSE": not one_cluster or u_size != problem.rows * problem.out_channels,
+        "ONE_CLUSTER": problem.one_cluster,
         "HAS_BIAS": has_bias,
         "RELU": activation == "relu",
         "PRECISION": precision(problem.dtype),

@@ -41,17 +41,17 @@ def test_output(backend: str, dtype: torch.dtype, case, poison) -> None:
         assert torch.equal(x, before)
 
 
-def gradient_ratios(case, backend: str, dtype: torch.dtype, seed: int = 7) -> dict[str, float]:
+def gradient_ratios(case, backend: str, dtype: torch.dtype, seed: int = 7, device: str = "cpu") -> dict[str, float]:
     """The error ratio of the gradient of each of x, v, u and bias.
 
     Where rounding may decide on which side of ReLU's corner an output lies, the incoming gradient is 0.
     """
-    inputs = make_inputs(case, dtype, seed)
+    inputs = [None if part is None else part.to(device) for part in make_inputs(case, dtype, seed)]
     (x, plan, bias), leaves = with_leaves(inputs, dtype)
     y = lowrank_conv2d(x, plan, bias, activation=case.activation, backend=backend)
     before = exact(*inputs, "none")
     corner = before.abs() < 4 * torch.finfo(dtype).eps * before.abs().amax() if before.numel() else before.bool()
-    grad = torch.randn(y.shape).bfloat16().to(dtype).masked_fill(corner, 0)
+    grad = torch.randn(y.shape).bfloat16().to(device, dtype).masked_fill(corner, 0)
     got = torch.autograd.grad(y, leaves, grad)
     results = []
     for kind in (dtype, torch.float64):

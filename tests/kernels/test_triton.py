@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,10 @@ import triton
 from hscc_kernels import Geometry
 from hscc_kernels.triton_kernels import autotune, configs
 from hscc_kernels.triton_kernels.configs import Chip, Config, Problem
+from tests.kernels.triton_offline import CHIPS, RECORD, chooser, variants
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CHIPS = ("sm_80", "sm_90", "sm_100", "gfx942")
-SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 LAYER = Problem(torch.bfloat16, 64, 256, Geometry((3, 3), padding=(1, 1)), 100352, 1, 1, 43, 43)
 H200 = Chip("H200", 132, hopper=True)
 
@@ -59,11 +59,11 @@ def test_machine_code(chip: str, jobs) -> None:
     done = jobs[chip].result()
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    record = json.loads((HERE / "triton_registers.json").read_text())
+    record = json.loads(RECORD.read_text())
     assert set(found) == set(record["chips"][chip])
     for name, got in found.items():
         assert got["spills"] == 0, name
-        assert got["shared"] <= SHARED_BYTES[chip], name
+        assert got["shared"] <= CHIPS[chip].shared_bytes, name
         exact = " float32 " in name and chip != "gfx942"  # NVIDIA has no tensor cores for full fp32
         assert (got["tensor_core"] is None) == exact, name
         if record["triton"] == triton.__version__:
@@ -71,6 +71,29 @@ def test_machine_code(chip: str, jobs) -> None:
             assert got["registers"] <= expected["registers"], name
             assert got["shared"] <= expected["shared"], name
             assert got["tensor_core"] == expected["tensor_core"], name
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_tile_is_recorded_with_every_kind_of_layer(chip: str) -> None:
+    """Whatever the layer, what ``configs.table`` gives for it has been compiled; what counts as equal, see there."""
+
+    def kind(problem: Problem) -> tuple:
+        single = problem.dtype == torch.float32
+        return single, problem.whole_row, problem.one_cluster and not (single and problem.wide), problem.wide
+
+    record = json.loads(RECORD.read_text())["chips"][chip]
+    recorded = {(v.config, *kind(v.problem)) for v in variants(chip) if v.name in record}
+    values = {
+        "dtype": (torch.bfloat16, torch.float16, torch.float32),
+        "in_channels": (1, 15, 16, 512),
+        "geometry": (LAYER.geometry, Geometry((3, 3), dilation=(2, 2))),
+        "clusters": (1, 3),
+        "dense": (False, True),
+        "wide": (False, True),
+    }
+    for each in product(*values.values()):
+        layer = LAYER._replace(**dict(zip(values, each, strict=True)))
+        assert {(tile, *kind(layer)) for tile in configs.table(layer, chooser(chip))} <= recorded, layer
 
 
 def test_every_table_has_every_tile_once() -> None:
@@ -91,6 +114,7 @@ def test_every_table_has_every_tile_once() -> None:
         ({"clusters": 3, "rows": 300, "slice_rows": 110}, Config(64, 128, 64, 64, 8, 3)),
         ({"regions": 4, "clusters": 4, "rows": 120, "pool": 50}, Config(256, 64, 64, 64, 8, 3)),
         ({"clusters": 3}, Config(64, 64, 64, 64, 8, 3)),
+        ({"dense": True}, Config(64, 64, 64, 64, 8, 3)),
         ({"in_channels": 3}, Config(64, 64, 32, 64, 8, 2)),
         ({"dtype": torch.float32}, Config(64, 64, 16, 32, 8, 2)),
         ({"dtype": torch.float32, "clusters": 3}, Config(64, 64, 16, 32, 8, 1)),

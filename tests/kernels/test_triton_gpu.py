@@ -12,8 +12,9 @@ pytest.importorskip("triton")
 from bench.cases import LAYERS, Case, make_input, make_plan
 from hscc_kernels import lowrank_conv2d, testing
 from hscc_kernels.triton_kernels import autotune, configs
+from hscc_kernels.triton_kernels import lowrank_conv2d as module
 from hscc_kernels.triton_kernels.configs import Chip, Config
-from hscc_kernels.triton_kernels.lowrank_conv2d import lowrank_conv2d as launch
+from tests.kernels.test_lowrank_conv2d import gradient_ratios
 
 pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -40,7 +41,7 @@ class Layer(torch.nn.Module):
 def ratio(given: testing.Inputs, activation: str, config: Config | None = None) -> float:
     x, plan, bias = given
     rows = bias.expand(plan.regions, -1) if bias is not None and bias.ndim == 1 else bias
-    got = launch(x, plan.v, plan.u, rows, *plan.tensors, plan.geometry.flat(), activation, config)
+    got = module.lowrank_conv2d(x, plan.v, plan.u, rows, *plan.tensors, plan.geometry.flat(), activation, config)
     return testing.error_ratio(got, testing.plain(*given, activation), testing.exact(*given, activation))
 
 
@@ -60,6 +61,20 @@ def test_every_configuration(name: str, poison) -> None:
         given = inputs(name, dtype)
         for config in {c for table in tables for c in table}:
             assert ratio(given, CASES[name].activation, config) <= 1, config
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["wide", "regions", "first layer"])
+def test_64_bit_offsets(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, poison) -> None:
+    monkeypatch.setattr(module, "_needs_64_bits", lambda *tensors: True)
+    assert ratio(inputs(name, dtype), CASES[name].activation) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", testing.CASES, ids=lambda case: case.name)
+def test_gradients(case, dtype: torch.dtype, poison) -> None:
+    ratios = gradient_ratios(case, "triton", dtype, device="cuda")
+    assert max(ratios.values()) <= 1, ratios
 
 
 def test_gradients_under_autocast() -> None:

@@ -234,10 +234,11 @@ def test_special_values(poison) -> None:
     torch.testing.assert_close(mine, plain, equal_nan=True)
 
 
+@pytest.mark.parametrize("case", ["clusters", "regions"])
 @pytest.mark.parametrize("name", ["positions", "rows", "channels", "work", "clusters"])
-def test_a_broken_plan_is_survived(name: str) -> None:
+def test_a_broken_plan_is_survived(name: str, case: str) -> None:
     """Whatever the index tensors hold, the process lives: the interpreter's foreign accesses are real ones."""
-    x, plan, bias = testing.make_inputs(CASES["clusters"], torch.float32)
+    x, plan, bias = testing.make_inputs(CASES[case], torch.float32)
     generator = torch.Generator().manual_seed(0)
     for low, high in ((-(2**31), 2**31), (-3, 40)):
         tensors = {n: getattr(plan, n) for n in ("positions", "rows", "channels", "work", "clusters")}

@@ -12,8 +12,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, product
 from pathlib import Path
+from struct import unpack_from
 from typing import NamedTuple
 
 import torch
@@ -105,21 +108,49 @@ def compile_kernel(kernel, chip: Chip, *args, **constants):
     return compiled
 
 
-def resources(compiled, chip: Chip) -> Resources:
+def resources(kernels: Sequence, chip: Chip) -> list[Resources]:
+    """What each compiled kernel takes."""
+    found = []
+    for kernel, code in zip(kernels, machine_code(kernels, chip), strict=True):
+        if chip.target.backend == "hip":
+            # On this family .vgpr_count holds the accumulation registers too.
+            counts = (re.search(rf"\.{n}:\s+(\d+)", code)[1] for n in ("vgpr_count", "vgpr_spill_count"))
+            registers, spills = map(int, counts)
+        else:
+            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+                file.write(kernel.asm["cubin"])
+                file.flush()
+                usage = _run("cuobjdump", "--dump-resource-usage", file.name)
+            registers = int(re.search(r"REG:(\d+)", usage)[1])
+            spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+        cores = re.findall(chip.tensor_core, code)
+        most = max(cores, key=cores.count) if cores else None
+        found.append(Resources(registers, spills, kernel.metadata.shared, most))
+    return found
+
+
+def machine_code(kernels: Sequence, chip: Chip) -> list[str]:
+    """Assembly of each kernel; NVIDIA's in one piece, as its disassembler takes half a second to start."""
     if chip.target.backend == "hip":
-        code = compiled.asm["amdgcn"]
-        # On this family .vgpr_count holds the accumulation registers too.
-        registers, spills = (int(re.search(rf"\.{n}:\s+(\d+)", code)[1]) for n in ("vgpr_count", "vgpr_spill_count"))
-    else:
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            usage = _run("cuobjdump", "--dump-resource-usage", file.name)
-            code = _run("nvdisasm", "-c", file.name)
-        registers = int(re.search(r"REG:(\d+)", usage).group(1))
-        spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    found = re.findall(chip.tensor_core, code)
-    return Resources(registers, spills, compiled.metadata.shared, max(found, key=found.count) if found else None)
+        return [kernel.asm["amdgcn"] for kernel in kernels]
+    pieces = [instructions(kernel.asm["cubin"]) for kernel in kernels]
+    ends = list(accumulate(map(len, pieces)))
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(pieces))
+        file.flush()
+        listing = _run("nvdisasm", "--binary", f"SM{chip.target.arch}", file.name)
+    lines: list[list[str]] = [[] for _ in pieces]
+    for address, line in re.findall(r"/\*([0-9a-f]{4,})\*/(.*;)", listing):
+        lines[bisect_right(ends, int(address, 16))].append(line)
+    return ["\n".join(each) for each in lines]
+
+
+def instructions(cubin: bytes) -> bytes:
+    """The kernel's section of a cubin, which is an ELF file of 64 bits."""
+    (table,), (size, count, names) = unpack_from("<Q", cubin, 0x28), unpack_from("<3H", cubin, 0x3A)
+    sections = [unpack_from("<2I4Q", cubin, table + i * size) for i in range(count)]  # name, type, -, -, start, length
+    text = cubin.index(b".text.", sections[names][4]) - sections[names][4]
+    return next(cubin[start : start + length] for name, *_, start, length in sections if name == text)
 
 
 class Variant(NamedTuple):
@@ -131,50 +162,70 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        kind = "scattered" if self.problem.clusters != self.problem.regions else "in order"
-        size = "x".join(map(str, self.problem.geometry.kernel))
-        precision = "tf32" if self.precision == "tf32" else str(self.problem.dtype)[6:]
+        p = self.problem
+        words = ["in order" if p.one_cluster else "scattered"]
+        words += ["wide"] * p.wide + ["one image and region"] * (p.regions == 1)
+        size = "x".join(map(str, p.geometry.kernel))
+        precision = "tf32" if self.precision == "tf32" else str(p.dtype)[6:]
         tile = " ".join(f"{field}={value}" for field, value in self.config._asdict().items())
-        return f"{tile} {precision} C={self.problem.in_channels} {size} {kind}{' wide' * self.problem.wide}"
+        return f"{tile} {precision} C={p.in_channels} {size} {' '.join(words)}"
+
+
+def chooser(name: str) -> configs.Chip:
+    """The chip as the choice of a tile knows it."""
+    return configs.Chip(name, 132, hip=name == "gfx942", hopper=name == "sm_90")
+
+
+def layers() -> Iterator[Problem]:
+    """A layer of every kind that the choice of a tile and the kernel's constants tell apart, bf16 and fp32.
+
+    Wide offsets in order are left out in fp32: the tiles are those of scattered layers, far from the limit.
+    """
+    same = Geometry((3, 3), padding=(1, 1))
+    base = Problem(torch.bfloat16, 64, 256, same, pairs=32 * 56 * 56, regions=4, clusters=4, rows=256, pool=256)
+    few = base._replace(in_channels=3, geometry=Geometry((7, 7), (2, 2), (3, 3)))
+    for dtype, layer, clusters, wide in product((torch.bfloat16, torch.float32), (base, few), (4, 8), (False, True)):
+        if clusters > 4 or not wide or dtype == torch.bfloat16:
+            yield layer._replace(dtype=dtype, clusters=clusters, wide=wide)
 
 
 def variants(name: str) -> Iterator[Variant]:
-    """Every configuration of the chip with the layers it is for."""
-    same = Geometry((3, 3), padding=(1, 1))
-    base = Problem(torch.bfloat16, 64, 256, same, pairs=32 * 56 * 56, regions=4, clusters=4, rows=256, pool=256)
-    for config in configs.HALF + configs.HOPPER if name == "sm_90" else configs.HALF:
-        yield Variant(config, base)
-    for config in configs.SCATTERED:
-        yield Variant(config, base._replace(clusters=8))
-    for config in configs.UNPIPELINED:
-        yield Variant(config, base._replace(clusters=8, dtype=torch.float32))
-    few = base._replace(in_channels=3, geometry=Geometry((7, 7), (2, 2), (3, 3)))
-    for config in configs.WHOLE_ROW:
-        yield Variant(config, few)
-    yield Variant(configs.UNPIPELINED[0], few._replace(dtype=torch.float32))
-    for config in configs.SINGLE:
-        yield Variant(config, base._replace(dtype=torch.float32))
-        if name != "gfx942":
-            yield Variant(config, base._replace(dtype=torch.float32), precision="tf32")
-    yield Variant(configs.SCATTERED[1], base._replace(wide=True))
-    if name == "sm_90":
-        yield Variant(configs.HALF[3], base._replace(dtype=torch.float16))
-        yield Variant(configs.HALF[3], base._replace(geometry=Geometry((1, 1))))
+    """Every tile that ``configs.table`` has for a layer on the chip; one tile a table where the code hardly differs."""
+    chip = chooser(name)
+    for layer in layers():
+        tiles = configs.table(layer, chip)
+        yield from (Variant(tile, layer) for tile in tiles)
+        if layer.wide or layer.whole_row:
+            continue
+        if layer.dtype == torch.float32 and not chip.hip:
+            yield from (Variant(tile, layer, "tf32") for tile in tiles)
+        if layer.dtype == torch.bfloat16 and layer.one_cluster:
+            yield Variant(tiles[-1], layer._replace(dtype=torch.float16))
+            yield Variant(tiles[-1], layer._replace(geometry=Geometry((1, 1))))
+            # What is 1 becomes a constant of the machine code.
+            yield Variant(tiles[-1], layer._replace(pairs=56 * 56, regions=1, clusters=1))
 
 
-def compile_variant(variant: Variant, chip: Chip) -> Resources:
+def compile_variants(name: str) -> dict[str, dict]:
+    """The resources of every variant on a chip."""
+    chip = CHIPS[name]
+    kernels = {variant.name: compile_variant(variant, chip) for variant in variants(name)}
+    return {v: r._asdict() for v, r in zip(kernels, resources(list(kernels.values()), chip), strict=True)}
+
+
+def compile_variant(variant: Variant, chip: Chip):
     problem = variant.problem
     factors, index = MockTensor(problem.dtype), MockTensor(torch.int32)
     side = problem.geometry.out_size(56, 56)[0]
-    u_size = problem.rows * problem.out_channels
+    images = problem.pairs // (56 * 56)
     arguments = (
         *(factors,) * 4, *(index,) * 5, factors,
-        32, 56, 56, problem.in_channels, side, side**2, problem.out_channels, problem.pool,
-        problem.rows, u_size, problem.regions, problem.clusters, problem.out_channels,
+        images, 56, 56, problem.in_channels, side, side**2, problem.out_channels, problem.pool,
+        problem.rows, problem.rows * problem.out_channels, problem.regions, problem.clusters, problem.out_channels,
     )  # fmt: skip
-    constants = specialization(problem, True, "relu", u_size) | {"PRECISION": variant.precision}
+    constants = specialization(problem, True, "relu") | {"PRECISION": variant.precision}
     meta = variant.config.meta(chip.target.backend == "hip")
-    return resources(compile_kernel(lowrank_conv2d_kernel, chip, *arguments, **constants, **meta), chip)
+    return compile_kernel(lowrank_conv2d_kernel, chip, *arguments, **constants, **meta)
 
 
 def _run(tool: str, *args: str) -> str:
@@ -183,10 +234,9 @@ def _run(tool: str, *args: str) -> str:
 
 def main(argument: str) -> None:
     if argument != "--record":
-        found = {v.name: compile_variant(v, CHIPS[argument]) for v in variants(argument)}
-        print(json.dumps({name: r._asdict() for name, r in found.items()}))
+        print(json.dumps(compile_variants(argument)))
         return
-    table = {name: {v.name: compile_variant(v, chip)._asdict() for v in variants(name)} for name, chip in CHIPS.items()}
+    table = {name: compile_variants(name) for name in CHIPS}
     RECORD.write_text(json.dumps({"triton": triton.__version__, "chips": table}, indent=1) + "\n")
 
 
