@@ -22,6 +22,7 @@ from .peers import HAS_ONNX, Calls, runtime_calls, torch_calls
 from .timing import header, interleaved, keep_freed_memory, ratio
 
 DATA = "brain_mri"
+WAYS = ("eager", "compiled", "aot")  # of running a compressed model
 
 
 def compressed(reduction: float, calibration: int) -> tuple[nn.Module, hscc.Report]:
@@ -95,48 +96,26 @@ def own_calls(model: nn.Module, x: Tensor, compiled: bool) -> Calls:
     return calls
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--reductions", type=float, nargs="+", default=[3.0, 5.3, 10.0, 20.0])
-    parser.add_argument("--calibration", type=int, default=512, help="images")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", help="write the results to this file")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    keep_freed_memory()
-    torch.set_grad_enabled(False)
-    head = header(args.threads, args.batch)
-    print(json.dumps(head))
-    dense, spec, _ = accuracy.example(DATA)
-    x = spec.preprocess(accuracy.images(DATA, "calibration", args.calibration, 0)[0][: args.batch])
-    peers: Calls = torch_calls(dense, x, compiled=not args.no_compile)
-    x_last = x.contiguous(memory_format=torch.channels_last)
-    if not args.no_compile:
-        peers["torch_aot"] = call(aot(dense.to(memory_format=torch.channels_last), x_last), x_last)
+def measure(models: dict[str, tuple[nn.Module, float]], x: Tensor, threads: int, compiled: bool, rounds: int):
+    """A row for each compressed model (by name, with its FLOP reduction), timed in turn with the dense peers."""
+    dense, x_last = accuracy.example(DATA)[0], x.contiguous(memory_format=torch.channels_last)
+    peers: Calls = torch_calls(dense, x, compiled)
+    if compiled:
+        peers["torch_aot"] = call(aot(dense, x_last), x_last)
     if HAS_ONNX:
-        peers |= runtime_calls(onnx_model(dense, x), x, args.threads)
-    rows, calls, wrong = [], dict(peers), False
-    for reduction in args.reductions:
-        model, report = compressed(reduction, args.calibration)
-        name = f"alexnet/{reduction:g}x"
+        peers |= runtime_calls(onnx_model(dense, x), x, threads)
+    rows, calls = [], dict(peers)
+    for name, (model, reduction) in models.items():
         error = error_ratio(model, x_last)
-        row = {"name": name, "batch": args.batch, "threads": args.threads, "error_ratio": round(error, 4)}
-        row["flop_reduction"] = round(report.flop_reduction, 3)
-        rows.append(row)
+        rows.append({"name": name, "batch": len(x), "threads": threads, "error_ratio": round(error, 4)})
+        rows[-1]["flop_reduction"] = round(reduction, 3)
         if error <= 1:
-            calls |= {f"{name} {way}": call for way, call in own_calls(model, x_last, not args.no_compile).items()}
-        wrong |= not error <= 1
-    times = interleaved(calls, args.rounds)
+            calls |= {f"{name} {way}": call for way, call in own_calls(model, x_last, compiled).items()}
+    times = interleaved(calls, rounds)
     ms = {name: statistics.median(rounds) for name, rounds in times.items()}
-    for name in peers:
-        print(f"dense {name:22s} {ms[name]:9.3f} ms")
     for row in rows:
-        own = {way: ms[f"{row['name']} {way}"] for way in ("eager", "compiled", "aot") if f"{row['name']} {way}" in ms}
+        own = {way: ms[f"{row['name']} {way}"] for way in WAYS if f"{row['name']} {way}" in ms}
         if not own:
-            print(f"{row['name']}: WRONG, error ratio {row['error_ratio']:.3g}; not timed")
             continue
         way = min(own, key=own.get)
         ours = f"{row['name']} {way}"
@@ -146,15 +125,52 @@ def main(argv: list[str] | None = None) -> int:
         row["speedup_over_best_dense"] = round(best, 3)
         row["eta"] = round(best / row["flop_reduction"], 4)
         row["speedup_over_all"] = round(ratio(times, list(peers), ours), 3)
-        print(
-            f"{ours:28s} {row['ms']:9.3f} ms  {row['flop_reduction']:5.2f}x fewer {best:5.2f}x faster  "
-            f"eta {row['eta']:.3f}  over all runtimes {row['speedup_over_all']:.2f}x  "
-            + ", ".join(f"{way} {t:.3f} ms" for way, t in own.items())
-        )
+    return rows
+
+
+def print_row(row: dict) -> None:
+    name = f"{row['name']} batch {row['batch']}"
+    if "ms" not in row:
+        print(f"{name}: WRONG, error ratio {row['error_ratio']:.3g}; not timed", flush=True)
+        return
+    own = ", ".join(f"{way} {row[f'{way}_ms']:.3f}" for way in WAYS if f"{way}_ms" in row)
+    print(
+        f"{name:22s} {row['ms']:9.3f} ms ({own})  {row['flop_reduction']:5.2f}x fewer "
+        f"{row['speedup_over_best_dense']:5.2f}x faster  eta {row['eta']:.3f}  over all runtimes "
+        f"{row['speedup_over_all']:.2f}x  dense: " + ", ".join(f"{n} {t:.3f}" for n, t in row["peers"].items()),
+        flush=True,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--reductions", type=float, nargs="+", default=[3.0, 5.3, 10.0, 20.0])
+    parser.add_argument("--calibration", type=int, default=512, help="images")
+    parser.add_argument("--no-compile", action="store_true", help="leave compiled calls out")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", help="write the results to this file")
+    args = parser.parse_args(argv)
+    models = {}
+    for reduction in args.reductions:
+        model, report = compressed(reduction, args.calibration)
+        models[f"alexnet/{reduction:g}x"] = model, report.flop_reduction
+    torch.set_num_threads(args.threads)
+    torch.set_grad_enabled(False)
+    keep_freed_memory()
+    head, rows = header(args.threads, args.batch), []
+    print(json.dumps(head))
+    pixels, spec = accuracy.images(DATA, "calibration", args.calibration, 0)[0], accuracy.example(DATA)[1]
+    for batch in args.batch:
+        x = spec.preprocess(pixels[:batch])
+        rows += measure(models, x, args.threads, not args.no_compile, args.rounds)
+        for row in rows[-len(models) :]:
+            print_row(row)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"header": head, "cases": rows}, file, indent=1)
-    return int(wrong)
+    return int(any("ms" not in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def peak_gflops(threads: int) -> float | None:
     return best
 
 
-def header(threads: int, batch: int, backend: str = "cpu") -> dict[str, object]:
+def header(threads: int, batch: int | list[int], backend: str = "cpu") -> dict[str, object]:
     """Machine, versions and commit, for a JSON file that has to speak for itself later."""
     packages = {}
     for name in ("torch", "triton", "onnxruntime", "openvino", "numpy"):
