@@ -181,7 +181,7 @@ def main(
     params: Annotated[float | None, typer.Option(help="Times fewer parameters, as well.")] = None,
     calibration: Annotated[int, typer.Option(min=1, help="Unlabelled calibration images.")] = 512,
     finetune_epochs: Annotated[int, typer.Option(min=0, help="Epochs of distillation from the dense model.")] = 0,
-    finetune_images: Annotated[int, typer.Option(min=1, help="Unlabelled training images it sees.")] = 4000,
+    finetune_images: Annotated[int, typer.Option(min=1, help="Unlabelled training images it sees.")] = 8000,
     seed: Annotated[int, typer.Option(min=0, help="Of the images drawn and of the clusterings.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="One cell only: write it to this file.")] = None,

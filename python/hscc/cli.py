@@ -126,7 +126,7 @@ def finetune(
     out: Annotated[Path, typer.Option(help="The fine-tuned model (safetensors).")],
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 2,
     validation: Annotated[Path | None, typer.Option(help="Folder of other images, to keep the best epoch.")] = None,
-    rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 3e-5,
+    rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 5e-5,
     batch: Batch = 32,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Seed of the shuffling.")] = 0,

@@ -49,7 +49,7 @@ def finetune(
     epochs: int,
     validation: Iterable | None = None,
     also: Sequence[str] = (),
-    rate: float = 3e-5,
+    rate: float = 5e-5,
     temperature: float | None = 1.0,
     patience: int = 3,
     checkpoint: str | Path | None = None,

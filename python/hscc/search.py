@@ -9,7 +9,7 @@ import numpy as np
 
 from .ranks import Choice, Cost, Faster, Own, Shared
 
-FLOPS_PER_PARAMETER = 16.0  # what a number stored weighs where only FLOPs are limited: it has to be read, too
+FLOPS_PER_PARAMETER = 4.0  # what a number stored weighs where only FLOPs are limited: it has to be read, too
 DIRECTIONS = 12  # ratios of the prices of work (FLOPs, seconds) and storage (parameters, bytes) tried
 BLENDS = 3  # and those of FLOPs and seconds, where both are limited
 
