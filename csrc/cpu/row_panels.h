@@ -44,8 +44,7 @@ inline void transpose(Vec* a) {
   }
 }
 
-// Rows by number into panels of at most kVectors vectors, (patch, lanes) each, one after the other; zeros fill the
-// last.
+// Rows by number into panels of at most kVectors vectors, (patch, lanes) each, in turn; zeros fill the last vector.
 template <typename T>
 void fill_panels(const T* v, const int32_t* order, int64_t rows, int64_t patch, const Parts& parts, float* to) {
   for (int64_t p = 0; p < parts.count; ++p) {

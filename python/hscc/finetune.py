@@ -71,7 +71,7 @@ def finetune(
             the student was fitted to them, so its loss there is too low before training.
         also: names of modules to train besides the :class:`HSCConv2d`; "" is the whole student.
         rate: of Adam at the start; it falls to 0 on a cosine over all epochs. A compressed network is near its teacher:
-            ten times the default drove the example's away from it.
+            3e-4 drove the example's away from it.
         temperature: of the softmax of outputs (N, classes), which are compared by the Kullback-Leibler divergence.
             Other outputs, and with None these too, by the mean squared error relative to the teacher's mean square.
         patience: epochs without a lower validation loss after which training stops.

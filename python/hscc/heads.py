@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,10 +17,16 @@ MOST_INPUTS = 8192  # their moments take half a gigabyte
 def refit(
     model: nn.Module, student: nn.Module, calibration: Iterable, skip: Sequence[str], show: bool
 ) -> dict[str, Tensor]:
-    """New values of the parameters, by their names, of the last ``nn.Linear`` that runs: ridge regression of the dense
-    model's outputs there on the student's inputs. Empty where there is none, or one in ``skip``, or a very wide one."""
+    """New values of the parameters, by their names, of the last ``nn.Linear`` that runs and shares them with no other
+    module: ridge regression of the dense model's outputs there on the student's inputs. Empty where there is none, or
+    one in ``skip``, or a very wide one."""
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     linear = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
-    layers = {name: layer for name, layer in linear.items() if isinstance(layer.weight, nn.Parameter)}
+    layers = {
+        name: layer
+        for name, layer in linear.items()
+        if all(uses[id(t)] == 1 for t in (layer.weight, layer.bias) if t is not None)
+    }
     if not layers:
         return {}
     dense, ours = _Last(model, layers), _Last(student, layers)
@@ -49,11 +56,14 @@ class _Last:
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self.name: str | None = None
-        self._handles = [model.get_submodule(name).register_forward_hook(self._hook(name)) for name in names]
+        self._handles = [
+            model.get_submodule(name).register_forward_hook(self._hook(name), with_kwargs=True) for name in names
+        ]
 
     def _hook(self, name: str):
-        def see(layer: nn.Linear, args: tuple, y: Tensor) -> None:
-            self.name, self.x, self.y = name, *(t.reshape(-1, t.shape[-1]).double() for t in (args[0], y))
+        def see(layer: nn.Linear, args: tuple, kwargs: dict, y: Tensor) -> None:
+            x = args[0] if args else kwargs["input"]
+            self.name, self.x, self.y = name, *(t.reshape(-1, t.shape[-1]).double() for t in (x, y))
 
         return see
 

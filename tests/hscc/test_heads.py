@@ -63,6 +63,26 @@ def test_compression_refits_it_unless_told_otherwise(net, data) -> None:
         assert torch.equal(model[9].weight, net[9].weight) != refitted
 
 
+def test_weights_that_another_module_has_stay(net, data) -> None:
+    net.other = nn.Linear(net[9].in_features, net[9].out_features)
+    net.other.weight = net[9].weight
+    net.other.forward = lambda x: x
+    assert heads.refit(net, copy.deepcopy(net), data, (), False) == {}
+
+
+def test_inputs_by_keyword_are_seen(data) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(data[0][0].numel(), 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(input=x.flatten(1))
+
+    model = Net()
+    assert set(heads.refit(model, copy.deepcopy(model), data, (), False)) == {"last.weight", "last.bias"}
+
+
 def test_without_such_a_layer_nothing_is_found(net, data, monkeypatch) -> None:
     assert heads.refit(net[:6], net[:6], data, (), False) == {}
     monkeypatch.setattr(heads, "MOST_INPUTS", 10)
