@@ -142,10 +142,10 @@ class HSCConv2d(nn.Module):
 
 
 def _project(x: Tensor, matrix: Tensor) -> Tensor:
-    """Input channels (N, C, H, W) to (N, c, H, W) by (c, C), in the layout of x: as fast as either goes."""
+    """Input channels (N, C, H, W) to (N, c, H, W) by (c, C), in the layout of x: quicker than a 1 x 1 convolution."""
     if x.is_contiguous(memory_format=torch.channels_last):
         return F.linear(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
-    return F.conv2d(x, matrix[..., None, None])
+    return torch.matmul(matrix, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 def region_labels(plan: PackedPlan) -> Tensor:
