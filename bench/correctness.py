@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from hscc_kernels import testing
 
 
-def error_ratio(model: nn.Module, x: Tensor) -> float:
-    """The compressed model against the reference in float32 and float64, by the rule of the kernels' tests."""
+def references(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs of a compressed model by the reference, in its own dtype and in float64."""
     with mock.patch("hscc_kernels.dispatch._PREFERRED", "reference"):
-        plain, exact = model(x), copy.deepcopy(model).double()(x.double())
-    return testing.error_ratio(model(x), plain, exact)
+        return model(x), copy.deepcopy(model).double()(x.double())
+
+
+def error_ratio(model: nn.Module, x: Tensor) -> float:
+    """The compressed model against the reference, by the rule of the kernels' tests."""
+    return testing.error_ratio(model(x), *references(model, x))

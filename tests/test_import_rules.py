@@ -31,7 +31,7 @@ ALLOWED = {
         "config": set(),
         "stats": set(),
         "work": set(),
-        "latency": {"_version", "distributed", "progress", "work"},
+        "latency": {"_version", "distributed", "layer", "progress", "work"},
         "report": set(),
         "images": set(),
         "clusters": set(),

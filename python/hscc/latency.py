@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d
@@ -30,6 +29,7 @@ from hscc_kernels.dispatch import resolve
 
 from . import distributed
 from ._version import __version__
+from .layer import project
 from .progress import track
 from .work import Work
 
@@ -154,10 +154,10 @@ def _time_layers(like: Tensor, batch: int, show: bool) -> tuple[list[int], list[
             groups.append(group)
             works.append(Work.of(plan))
             calls.append(lambda x=x, plan=plan, bias=bias: lowrank_conv2d(x, plan, bias))
-        weight = torch.randn(outputs, channels, 1, 1).to(like).contiguous(memory_format=torch.channels_last)
+        matrix = torch.randn(outputs, channels).to(like)
         groups.append(group)
         works.append(Work.of_pointwise(x[0, 0].numel(), channels, outputs))
-        calls.append(lambda x=x, weight=weight: F.conv2d(x, weight))
+        calls.append(lambda x=x, matrix=matrix: project(x, matrix))
     return groups, works, _quick_seconds(calls, "measuring this machine", show)
 
 

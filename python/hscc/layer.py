@@ -108,7 +108,7 @@ class HSCConv2d(nn.Module):
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         if self.squeeze is not None:
-            x = _project(x, self.squeeze.flatten(1))
+            x = project(x, self.squeeze.flatten(1))
         if any(self.padding):
             x = F.pad(x, self.padding, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         plan = self._plan_for(x.shape[-2], x.shape[-1])
@@ -141,7 +141,7 @@ class HSCConv2d(nn.Module):
         )
 
 
-def _project(x: Tensor, matrix: Tensor) -> Tensor:
+def project(x: Tensor, matrix: Tensor) -> Tensor:
     """Input channels (N, C, H, W) to (N, c, H, W) by (c, C), in the layout of x: quicker than a 1 x 1 convolution."""
     if x.is_contiguous(memory_format=torch.channels_last):
         return F.linear(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
