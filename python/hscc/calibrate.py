@@ -69,7 +69,7 @@ def moments(
         inputs[name].add(x)
 
     visit(model, calibration, layers, see, "moments", show)
-    _sum(empty)
+    sum_(empty)
     distributed.sum_(*(seen.outer for seen in inputs.values()))
     everywhere = distributed.gather({name: seen.positions for name, seen in inputs.items()})
     for name, seen in inputs.items():  # a rank may not have run a layer
@@ -100,35 +100,42 @@ def visit(
             handle.remove()
 
 
-def paired_moments(
+def visit_pairs(
     dense: nn.Module,
     student: nn.Module,
     calibration: Iterable,
     name: str,
     calls: int,
-    empty: Moments,
+    see: Callable[[Tensor, Tensor], None],
     show: bool,
-) -> Moments:
-    """Moments of one layer's outputs in the student (computable) against those in the dense model (wanted)."""
+) -> None:
+    """Calls ``see`` with the input of one layer in the student and its output in the dense model, call by call."""
 
-    def run(model: nn.Module, batch: Any) -> list[Tensor]:
-        outputs: list[Tensor] = []
+    def run(model: nn.Module, batch: Any, inputs: bool) -> list[Tensor]:
+        seen: list[Tensor] = []
 
-        def see(_: str, y: Tensor) -> None:
-            outputs.append(y)
-            if len(outputs) == calls:
+        def keep(t: Tensor) -> None:
+            t = t if t.ndim == 4 else t.unsqueeze(0)
+            seen.append(t.clone() if calls > 1 else t)  # what follows may work in place
+            if len(seen) == calls:
                 raise _Seen
 
-        with suppress(_Seen), _watch({name: model.get_submodule(name)}, see):
-            forward(model, batch)
-        return outputs
+        layer = model.get_submodule(name)
+        if inputs:
+            handle = layer.register_forward_pre_hook(lambda module, args: keep(args[0]))
+        else:
+            handle = layer.register_forward_hook(lambda module, args, y: keep(y))
+        try:
+            with suppress(_Seen):
+                forward(model, batch)
+        finally:
+            handle.remove()
+        return seen
 
     with distributed.together(), _inference(dense), _inference(student):
         for batch in batches(calibration, dense, f"fitting {name}", show):
-            for x, y in zip(run(student, batch), run(dense, batch), strict=True):
-                empty.add(x, y)
-    _sum({name: empty})
-    return empty
+            for x, y in zip(run(student, batch, True), run(dense, batch, False), strict=True):
+                see(x, y)
 
 
 def count_flops(model: nn.Module, calibration: Iterable, layers: Mapping[str, nn.Module]) -> dict[str, int]:
@@ -173,13 +180,25 @@ def input_sizes(
     return distributed.gather(sizes)[0]
 
 
-def empty_moments(profile: Profile, regions: RegionMap, paired: bool = True) -> Moments:
-    """Moments about the profile's region means."""
+def sum_(moments: Mapping[str, Moments]) -> None:
+    """Adds up what the ranks saw of the same regions."""
+    marks = {name: [crc32(t.cpu().numpy()) for t in (m.labels, m.shift)] for name, m in moments.items()}
+    for rank, other in enumerate(distributed.gather(marks)):
+        if other != marks:
+            raise ValueError(
+                f"moments: got other regions on rank {rank}, expected the same on all: same seed and kind of machine"
+            )
+    for part in moments.values():
+        distributed.sum_(*part.sums)
+
+
+def empty_moments(profile: Profile, regions: RegionMap, paired: bool = True, width: int | None = None) -> Moments:
+    """Moments about the profile's region means; ``paired`` and ``width`` as for ``Moments.empty``."""
     labels = regions.labels.reshape(-1).to(profile.total.device)
     sums = torch.zeros(regions.count, profile.total.shape[1], dtype=torch.float64, device=labels.device)
     sums.index_add_(0, labels, profile.mean())
     counts = torch.bincount(labels, minlength=regions.count).clamp_min(1)
-    return Moments.empty(labels, sums / counts[:, None], paired)
+    return Moments.empty(labels, sums / counts[:, None], paired, width)
 
 
 def batches(
@@ -242,18 +261,6 @@ def _joined(profiles: dict[str, Profile], calls: Mapping[str, int], passes: int,
         profile.calls = -(-sum(count for *_, count in parts) // sum(passes for passes, _ in ranks))  # at least 1
         distributed.sum_(profile.total, profile.square)
     return joined
-
-
-def _sum(moments: Mapping[str, Moments]) -> None:
-    """Adds up what the ranks saw of the same regions."""
-    marks = {name: [crc32(t.cpu().numpy()) for t in (m.labels, m.shift)] for name, m in moments.items()}
-    for rank, other in enumerate(distributed.gather(marks)):
-        if other != marks:
-            raise ValueError(
-                f"moments: got other regions on rank {rank}, expected the same on all: same seed and kind of machine"
-            )
-    for part in moments.values():
-        distributed.sum_(*part.sums)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -10,7 +10,20 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from . import baselines, calibrate, fitting, heads, regions, search, sensitivity, squeeze, structure, surgery
+from . import (
+    baselines,
+    calibrate,
+    fitting,
+    heads,
+    reconstruct,
+    rectifiers,
+    regions,
+    search,
+    sensitivity,
+    squeeze,
+    structure,
+    surgery,
+)
 from .chains import Chain
 from .config import REDUCTIONS, Config
 from .latency import Machine
@@ -123,28 +136,18 @@ def apply_(
     if baseline:
         fitted, rows = baselines.fit(model, plan.layers, plan.targets.names, calibration, show_progress)
     else:
-        student = copy.deepcopy(model)
-        fitted = {}
+        student, fitted = copy.deepcopy(model), {}
+        rectified = rectifiers.find(model, calibration, plan.layers) if reads else {}
         for name, layer in plan.layers.items():
             if layer.stays_dense:
                 continue
-            stats, names, squeezed = layer.stats, plan.targets.names[name], layer.structure.squeeze
-            if squeezed:
-                surgery.swap_(student, names, squeezed.module())
-            if squeezed or (sequential and fitted):
-                moments = calibrate.paired_moments(
-                    model,
-                    student,
-                    calibration,
-                    name,
-                    stats.profile.calls,
-                    calibrate.empty_moments(stats.profile, stats.cells),
-                    show_progress,
-                )
-                fitted[name] = fitting.fit(layer, moments, config, config.ridge)
+            if sequential or layer.structure.squeeze:
+                rectifier = rectified.get(name)
+                fitted[name] = reconstruct.fit(model, student, calibration, layer, rectifier, config, show_progress)
             else:
-                fitted[name] = fitting.fit(layer, stats.moments.total(), config, None)
-            surgery.swap_(student, names, fitted[name] if sequential else copy.deepcopy(stats.conv))
+                fitted[name] = fitting.fit(layer, layer.stats.moments.total(), config)
+            if sequential:
+                surgery.swap_(student, plan.targets.names[name], fitted[name])
         if sequential and fitted:
             head = heads.refit(model, student, calibration, config.skip, show_progress)
         costs = {name: plan.layers[name].cost(module.plan) for name, module in fitted.items()}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .stats import RegionMoments
 
+ENOUGH = 1e4  # samples and positions of a region at which its ridge is twice that of many
 SENSITIVITY_FLOOR = 0.1  # of the mean: a channel that looks irrelevant on few images still counts a little
 
 
@@ -28,13 +29,34 @@ class Metric(NamedTuple):
         return cls((vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T)
 
 
+class Basis(NamedTuple):
+    """What rows are made of: X values x = weight p + offset of a patch p (D,), weight (X, D), offset (X,).
+
+    ``dense`` (O, X) gives the dense layer's outputs from them, up to a constant.
+    """
+
+    weight: Tensor
+    offset: Tensor
+    dense: Tensor
+
+    @classmethod
+    def outputs(cls, rows: Tensor, bias: Tensor) -> Basis:
+        """The outputs of the dense layer of weight rows (O, D)."""
+        return cls(rows, bias, torch.eye(len(rows)).to(rows))
+
+    @classmethod
+    def patches(cls, rows: Tensor) -> Basis:
+        """The patches themselves."""
+        return cls(torch.eye(rows.shape[1]).to(rows), rows.new_zeros(rows.shape[1]), rows)
+
+
 class Spectrum(NamedTuple):
-    """All directions of a cluster, strongest first: cut at a rank, y ~ target + U A (y' - mean), V = A W.
+    """All directions of a cluster, strongest first: cut at a rank, y ~ target + U A (x - mean).
 
     Args:
         gains: (m,) what each direction explains, per position.
-        u: (n, m) second stage; a: (m, O) rows over the dense layer's outputs.
-        target_mean: (n,) of the wanted outputs; mean: (O,) of the computable ones.
+        u: (n, m) second stage; a: (m, X) rows over a basis.
+        target_mean: (n,) of the wanted outputs; mean: (X,) of the computable values.
     """
 
     gains: Tensor
@@ -43,9 +65,9 @@ class Spectrum(NamedTuple):
     target_mean: Tensor
     mean: Tensor
 
-    def bias(self, bias: Tensor, rank: int) -> Tensor:
-        """The cluster's bias (n,) when cut at that rank; ``bias`` (O,) is the dense layer's."""
-        return self.target_mean + self.u[:, :rank] @ (self.a[:rank] @ (bias - self.mean))
+    def bias(self, offset: Tensor, rank: int) -> Tensor:
+        """The cluster's bias (n,) when cut at that rank; ``offset`` (X,) is the basis's."""
+        return self.target_mean + self.u[:, :rank] @ (self.a[:rank] @ (offset - self.mean))
 
 
 def from_activations(moments: RegionMoments, channels: Tensor, metric: Metric) -> Spectrum:
@@ -55,12 +77,18 @@ def from_activations(moments: RegionMoments, channels: Tensor, metric: Metric) -
     return Spectrum(gains, metric.inverse @ u, a, moments.target_mean[channels], moments.mean)
 
 
-def from_regression(moments: RegionMoments, channels: Tensor, metric: Metric, ridge: float) -> Spectrum:
-    """Reduced-rank regression of the wanted outputs on the computable ones (Zhang et al. 2015, in O x O moments).
+def from_regression(
+    moments: RegionMoments, channels: Tensor, metric: Metric, ridge: float, dense: Tensor | None = None
+) -> Spectrum:
+    """Reduced-rank regression of the wanted outputs on the computable values (Zhang et al. 2015, in moments).
 
-    ``ridge`` is relative to the mean variance of the computable outputs.
+    Args:
+        ridge: relative to the mean variance of the computable values; more where samples are few.
+        dense: (O, X) what it draws towards, of a :class:`Basis`; None: the computable outputs as they are.
     """
-    g = _regress(moments.cross[channels], moments.covariance, ridge)
+    prior = _select(channels, len(moments.mean)) if dense is None else dense[channels]
+    left = moments.cross[channels] - prior @ moments.covariance
+    g = prior + _regress(left, moments.covariance, ridge * (1 + ENOUGH / max(moments.count, 1.0)))
     gains, u = _eigen(metric.root @ g @ moments.cross[channels].T @ metric.root)
     return Spectrum(gains, metric.inverse @ u, u.T @ metric.root @ g, moments.target_mean[channels], moments.mean)
 
@@ -78,19 +106,21 @@ def held_out_gains(
     shift, target_shift = moments.mean - spectrum.mean, (moments.target_mean[channels] - spectrum.target_mean)
     covariance = moments.covariance + torch.outer(shift, shift)
     cross = moments.cross[channels] + torch.outer(target_shift, shift)
-    wanted = (metric.root @ spectrum.u).T @ metric.root @ cross  # [m, O]; metric.root @ u is orthonormal
+    wanted = (metric.root @ spectrum.u).T @ metric.root @ cross  # [m, X]; metric.root @ u is orthonormal
     gains = (2 * (wanted * spectrum.a).sum(1) - (spectrum.a @ covariance * spectrum.a).sum(1)).clamp_min(0)
     return gains.cummin(0).values if falling else gains
 
 
-def shared_rows(moments: RegionMoments, metric: Metric, count: int, ridge: float) -> Tensor:
-    """(count, O) rows that serve all regions: those of the pooled within-region moments."""
-    everything = torch.arange(len(moments.mean), device=moments.mean.device)
-    return from_regression(moments, everything, metric, ridge).a[:count]
+def shared_rows(
+    moments: RegionMoments, metric: Metric, count: int, ridge: float, dense: Tensor | None = None
+) -> Tensor:
+    """(count, X) rows that serve all regions: those of the pooled within-region moments."""
+    everything = torch.arange(len(moments.target_mean), device=moments.mean.device)
+    return from_regression(moments, everything, metric, ridge, dense).a[:count]
 
 
 def pick_rows(moments: RegionMoments, rows: Tensor, count: int, ridge: float, metric: Metric) -> tuple[Tensor, Tensor]:
-    """The ``count`` of the shared rows (q, O) that explain most in a region, and U (O, count) by least squares.
+    """The ``count`` of the shared rows (q, X) that explain most in a region, and U (O, count) by least squares.
 
     Orthogonal forward selection: each step takes the row that explains most of what is left.
     """

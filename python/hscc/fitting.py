@@ -9,37 +9,42 @@ from hscc_kernels import ClusterFactors, RegionFactors
 
 from . import factors
 from .config import Config
+from .factors import Basis
 from .layer import HSCConv2d, dense_bias, weight_rows
 from .stats import Moments
 from .structure import LayerPlan, region_moments, sizes, spectrum, within
 
 
-def fit(layer: LayerPlan, moments: Moments, config: Config, ridge: float | None) -> HSCConv2d:
-    """The layer's factors from moments of its cells; ``ridge`` None: computable and wanted outputs are the same."""
+def fit(layer: LayerPlan, moments: Moments, config: Config, basis: Basis | None = None) -> HSCConv2d:
+    """The layer's factors from moments of its cells, whose computable values are those of ``basis``.
+
+    ``basis`` None: they are the dense layer's outputs, and are the wanted ones.
+    """
     structure = layer.structure
     conv, squeeze = structure.conv(layer.stats), structure.squeeze
-    weight, bias = weight_rows(conv).double(), dense_bias(conv).double()
+    ridge = config.ridge if basis else None
+    basis = basis or Basis.outputs(weight_rows(conv).double(), dense_bias(conv).double())
     parts = region_moments(moments, layer.stats, structure.members)
     if structure.shared:
-        pool, found, biases = _shared(layer, parts, bias, ridge or 0.0)
-        rows = pool @ weight
+        pool, found, biases = _shared(layer, parts, basis, ridge)
     else:
-        rows, found, biases = _own(layer, parts, weight, bias, config, ridge)
+        pool, found, biases = _own(layer, parts, basis, config, ridge)
     projection = squeeze.projection if squeeze else None
+    rows = pool @ basis.weight
     return HSCConv2d.from_conv(conv, found, rows, torch.stack(biases), structure.regions.labels, projection)
 
 
-def _own(layer: LayerPlan, parts, weight, bias, config: Config, ridge: float | None):
+def _own(layer: LayerPlan, parts, basis: Basis, config: Config, ridge: float | None):
     structure, pool, found, biases, start = layer.structure, [], [], [], 0
     for part, split, chosen in zip(parts, structure.clusters, layer.region_ranks, strict=True):
-        region_bias, region_clusters, row = torch.empty_like(bias), [], 0
+        region_bias, region_clusters, row = part.target_mean.new_empty(len(part.target_mean)), [], 0
         for channels, rank in zip(split, chosen, strict=True):
-            if rank is None and not structure.squeeze:
-                rows, u, region_bias[channels] = weight[channels], None, bias[channels]
+            if rank is None and ridge is None:
+                rows, u, region_bias[channels] = basis.dense[channels], None, basis.offset[channels]
             else:
-                full = spectrum(layer.stats, structure, part, channels, config, ridge)
-                rows, u = full.a[:rank] @ weight, full.u[:, :rank]
-                region_bias[channels] = full.bias(bias, len(channels) if rank is None else rank)
+                full = spectrum(layer.stats, structure, part, channels, config, ridge, basis.dense)
+                rows, u = full.a[:rank], full.u[:, :rank]
+                region_bias[channels] = full.bias(basis.offset, len(channels) if rank is None else rank)
                 if rank is None:
                     rows, u = u @ rows, None
             region_clusters.append(ClusterFactors(channels, row, u))
@@ -51,10 +56,10 @@ def _own(layer: LayerPlan, parts, weight, bias, config: Config, ridge: float | N
     return torch.cat(pool), found, biases
 
 
-def _shared(layer: LayerPlan, parts, bias: Tensor, ridge: float):
+def _shared(layer: LayerPlan, parts, basis: Basis, ridge: float | None):
     everything, metric = layer.stats.everything
-    pooled = within(parts, sizes(layer.stats, layer.structure))
-    rows = factors.shared_rows(pooled, metric, layer.choice.pool, ridge)
+    pooled, ridge = within(parts, sizes(layer.stats, layer.structure)), ridge or 0.0
+    rows = factors.shared_rows(pooled, metric, layer.choice.pool, ridge, basis.dense)
     picked = [
         factors.pick_rows(part, rows, rank, ridge, metric) for part, rank in zip(parts, layer.choice.ranks, strict=True)
     ]
@@ -62,5 +67,5 @@ def _shared(layer: LayerPlan, parts, bias: Tensor, ridge: float):
     found, biases = [], []
     for part, (index, u) in zip(parts, picked, strict=True):
         found.append(RegionFactors(torch.searchsorted(used, index), (ClusterFactors(everything, 0, u),)))
-        biases.append(part.target_mean + u @ (rows[index] @ (bias - part.mean)))
+        biases.append(part.target_mean + u @ (rows[index] @ (basis.offset - part.mean)))
     return rows[used], found, biases

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d
+from hscc_kernels.backward import tap_pixels
 
 _INDEX = ("positions", "rows", "channels", "work", "clusters")
 
@@ -159,6 +160,18 @@ def region_labels(plan: PackedPlan) -> Tensor:
 def weight_rows(conv: nn.Conv2d) -> Tensor:
     """(O, D) weight with D ordered (kh, kw, C)."""
     return conv.weight.detach().permute(0, 2, 3, 1).flatten(1)
+
+
+def patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """(N, C, H, W) -> what each output of the convolution reads, (N, D, Ho, Wo), D ordered (kh, kw, C)."""
+    padding, before = _split_padding(conv)
+    if any(before):
+        x = F.pad(x, before, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+    geometry = Geometry(conv.kernel_size, conv.stride, padding, conv.dilation)
+    taps = tap_pixels(geometry, x.shape[2:], x.device)
+    (pad_h, pad_w), size = padding, geometry.out_size(*x.shape[2:])
+    pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad_w, pad_w, pad_h, pad_h)).flatten(1, 2)
+    return pixels[:, taps.flatten()].reshape(len(x), len(taps), -1).transpose(1, 2).unflatten(2, size)
 
 
 def dense_bias(conv: nn.Conv2d) -> Tensor:

@@ -70,24 +70,26 @@ class Inputs:
 
 
 class RegionMoments(NamedTuple):
-    """Moments of one region (float64): of the outputs x that can be computed and of the outputs y that are wanted.
+    """Moments of one region (float64): of values x that can be computed (X of them) and of outputs y that are wanted.
 
-    Both are the dense layer's outputs; they differ when x comes from a compressed prefix.
+    y is the dense layer's; x is what it gives on the inputs at hand, or the patches that it reads there.
     """
 
     count: float
-    mean: Tensor  # [O] of x
-    covariance: Tensor  # [O, O] of x
+    mean: Tensor  # [X] of x
+    covariance: Tensor  # [X, X] of x
     target_mean: Tensor  # [O] of y
-    cross: Tensor  # [O, O] E (y - mean y)(x - mean x)^T
+    cross: Tensor  # [O, X] E (y - mean y)(x - mean x)^T
 
 
 @dataclass
 class Moments:
-    """Second moments over (sample, position) pairs, region by region; float64 sums about a fixed ``shift`` (R, O)."""
+    """Second moments over (sample, position) pairs, region by region; float64 sums about fixed shifts: (R, X) of the
+    computable values, (R, O) of the wanted outputs."""
 
     labels: Tensor
     shift: Tensor
+    target_shift: Tensor
     count: Tensor
     total: Tensor
     outer: Tensor
@@ -95,33 +97,27 @@ class Moments:
     cross: Tensor
 
     @classmethod
-    def empty(cls, labels: Tensor, shift: Tensor, paired: bool = True) -> Moments:
+    def empty(cls, labels: Tensor, shift: Tensor, paired: bool = True, width: int | None = None) -> Moments:
         """labels: (P,) region of each position; shift: (R, O), any guess of the means, the same on all workers.
 
         Where computable and wanted outputs will be the same (not ``paired``), their sums are too, and are held once.
+        ``width`` X says that the computable values are others than the layer's outputs; they are not shifted.
         """
-        regions, channels = shift.shape
-        total, outer = torch.zeros_like(shift), shift.new_zeros(regions, channels, channels)
-        target = (torch.zeros_like(total), torch.zeros_like(outer)) if paired else (total, outer)
-        return cls(labels, shift, shift.new_zeros(regions), total, outer, *target)
+        own = shift if width is None else shift.new_zeros(len(shift), width)
+        total, outer = torch.zeros_like(own), own.new_zeros(*own.shape, own.shape[1])
+        target = (torch.zeros_like(shift), shift.new_zeros(*shift.shape, own.shape[1])) if paired else (total, outer)
+        return cls(labels, own, shift, shift.new_zeros(len(shift)), total, outer, *target)
 
     @property
     def paired(self) -> bool:
         return self.cross is not self.outer
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """x, y: (N, O, Ho, Wo) computable and wanted outputs; y None means the same, and must be where not paired."""
+        """x (N, X, Ho, Wo) computable, y (N, O, Ho, Wo) wanted; y None: the same, and must be where not paired."""
         if y is not None and not self.paired:
             raise ValueError("moments: got wanted outputs of their own, expected paired moments for that")
-        order, sizes = self.labels.argsort(stable=True), torch.bincount(self.labels, minlength=len(self.shift)).tolist()
-
-        def split(t: Tensor) -> list[Tensor]:
-            """[N p, O] of each region."""
-            parts = t.flatten(2).permute(2, 0, 1)[order].float().split(sizes)
-            return [part.flatten(0, 1) - shift for part, shift in zip(parts, self.shift.float(), strict=True)]
-
-        x_parts = split(x)
-        y_parts = x_parts if y is None else split(y)
+        x_parts = self._split(x, self.shift)
+        y_parts = x_parts if y is None else self._split(y, self.target_shift)
         for region, (x_r, y_r) in enumerate(zip(x_parts, y_parts, strict=True)):
             outer = (x_r.T @ x_r).double()
             self.count[region] += x_r.shape[0]
@@ -130,6 +126,19 @@ class Moments:
             if self.paired:
                 self.target_total[region] += y_r.sum(0, dtype=torch.float64)
                 self.cross[region] += outer if y is None else (y_r.T @ x_r).double()
+
+    def add_change(self, x: Tensor, change: Tensor) -> None:
+        """Of the wanted outputs (N, O, Ho, Wo) of samples x that were added before."""
+        parts = zip(self._split(x, self.shift), self._split(change), strict=True)
+        for region, (x_r, change_r) in enumerate(parts):
+            self.target_total[region] += change_r.sum(0, dtype=torch.float64)
+            self.cross[region] += (change_r.T @ x_r).double()
+
+    def _split(self, t: Tensor, shift: Tensor | None = None) -> list[Tensor]:
+        """(N, X, Ho, Wo) -> [N p, X] of each region, about its shift."""
+        order, sizes = self.labels.argsort(stable=True), torch.bincount(self.labels, minlength=len(self.shift)).tolist()
+        parts = [part.flatten(0, 1) for part in t.flatten(2).permute(2, 0, 1)[order].float().split(sizes)]
+        return parts if shift is None else [part - s for part, s in zip(parts, shift.float(), strict=True)]
 
     def merge(self, other: Moments) -> None:
         """Adds what another worker saw with the same labels and shift."""
@@ -151,7 +160,7 @@ class Moments:
             seen,
             mean + self.shift[index],
             self.outer[index] / count - torch.outer(mean, mean),
-            target + self.shift[index],
+            target + self.target_shift[index],
             self.cross[index] / count - torch.outer(target, mean),
         )
 

@@ -172,15 +172,19 @@ def spectrum(
     channels: Tensor,
     config: Config,
     ridge: float | None,
+    dense: Tensor | None = None,
 ) -> Spectrum:
-    """All directions of a cluster; ``ridge`` None: computable and wanted outputs are the same."""
+    """All directions of a cluster; ``ridge`` None: computable and wanted outputs are the same.
+
+    ``dense``: as for :func:`factors.from_regression`.
+    """
     if config.factorization == "weight":
         conv = structure.conv(stats)
         return factors.from_weight(weight_rows(conv).double(), dense_bias(conv).double(), channels)
     metric = stats.metric(channels)
     if ridge is None:
         return factors.from_activations(part, channels, metric)
-    return factors.from_regression(part, channels, metric, ridge)
+    return factors.from_regression(part, channels, metric, ridge, dense)
 
 
 def region_moments(moments: Moments, stats: LayerStats, members: tuple[tuple[int, ...], ...]) -> list[RegionMoments]:

@@ -1,0 +1,118 @@
+"""Which convolutions are read by a ReLU alone: where both outputs are negative there, their difference does not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from . import calibrate, distributed
+
+_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+
+
+class Rectifier(NamedTuple):
+    """relu(scale y + shift) of outputs y, scale and shift (O, 1, 1): of a batch norm in between, else 1 and 0."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def wanted(self, y: Tensor, now: Tensor) -> Tensor:
+        """The outputs nearest to ``now`` that are as good as y behind the ReLU; all (N, O, Ho, Wo)."""
+        edge = torch.where(self.scale == 0, torch.inf, -self.shift / self.scale)
+        limited = torch.where(self.scale < 0, torch.maximum(now, edge), torch.minimum(now, edge))
+        return torch.where(self.scale * y + self.shift > 0, y, limited)
+
+
+@dataclass
+class _Output:
+    """One output of a convolution on its way: ``relu`` once a ReLU has read it, ``others`` how many others have."""
+
+    rectifier: Rectifier
+    relu: bool = False
+    others: int = 0
+
+
+class _Readers(TorchFunctionMode):
+    """Sees every function of PyTorch that reads one of some tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, tuple[Tensor, _Output]] = {}  # by id; the tensor is held so that its id stays its own
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        read = [self.seen[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.seen]
+        for tensor, output in read:
+            if function in _RELU:
+                output.others += output.relu
+                output.relu = True
+                if result is tensor:  # in place: from now on it is the rectified one
+                    del self.seen[id(tensor)]
+            elif function is F.batch_norm and (affine := _affine(*args, **(kwargs or {}))):
+                scale, shift = output.rectifier
+                output.rectifier = Rectifier(scale * affine.scale, shift * affine.scale + affine.shift)
+                del self.seen[id(tensor)]
+                self.seen[id(result)] = result, output
+            elif any(True for _ in _tensors(result)):  # sizes and the like do no harm
+                output.others += 1
+        return result
+
+
+def find(model: nn.Module, calibration: Iterable, names: Iterable[str]) -> dict[str, Rectifier]:
+    """Of each convolution whose outputs go to a ReLU and nowhere else, by a forward pass of the first batch."""
+    layers = {name: model.get_submodule(name) for name in names}
+    readers, outputs = _Readers(), {name: [] for name in layers}
+
+    def hook(name: str):
+        def keep(conv: nn.Conv2d, args: tuple, y: Tensor) -> None:
+            one = torch.ones(conv.out_channels, 1, 1).to(y)
+            outputs[name].append(_Output(Rectifier(one, torch.zeros_like(one))))
+            readers.seen[id(y)] = y, outputs[name][-1]
+
+        return keep
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        with distributed.together(), calibrate.evaluation_mode(model), torch.no_grad(), readers:
+            calibrate.forward(model, next(calibrate.batches(calibration, model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {name: several for name, several in outputs.items() if several and all(map(_alone, several))}
+    same = {
+        name: several[0].rectifier
+        for name, several in found.items()
+        if all(torch.equal(a, b) for o in several for a, b in zip(o.rectifier, several[0].rectifier, strict=True))
+    }
+    everywhere = set.intersection(*map(set, distributed.gather(sorted(same))))
+    return {name: rectifier for name, rectifier in same.items() if name in everywhere}
+
+
+def _alone(output: _Output) -> bool:
+    return output.relu and not output.others
+
+
+def _affine(x, mean, variance, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Rectifier | None:
+    """What ``F.batch_norm`` does, given its arguments; None where it looks at the batch."""
+    if training or mean is None:
+        return None
+    scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * scale
+    return Rectifier(scale[:, None, None], shift[:, None, None])
+
+
+def _tensors(values):
+    """All tensors in nested tuples, lists and dicts."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(tuple(values.values()))
