@@ -12,7 +12,7 @@ from .config import Config
 from .factors import Basis
 from .layer import HSCConv2d, dense_bias, weight_rows
 from .stats import Moments
-from .structure import LayerPlan, region_moments, sizes, spectrum, within
+from .structure import LayerPlan, cell_moments, sizes, spectrum, union, within
 
 
 def fit(layer: LayerPlan, moments: Moments, config: Config, basis: Basis | None = None) -> HSCConv2d:
@@ -24,7 +24,7 @@ def fit(layer: LayerPlan, moments: Moments, config: Config, basis: Basis | None 
     conv, squeeze = structure.conv(layer.stats), structure.squeeze
     ridge = config.ridge if basis else None
     basis = basis or Basis.outputs(weight_rows(conv).double(), dense_bias(conv).double())
-    parts = region_moments(moments, layer.stats, structure.members)
+    parts = union(cell_moments(moments, layer.stats), structure.members)
     if structure.shared:
         pool, found, biases = _shared(layer, parts, basis, ridge)
     else:

@@ -18,7 +18,8 @@ from .structure import LayerPlan
 
 ROUNDS = 3  # of fits that look through the ReLU; most is won by the first
 KEPT = 2**29  # bytes of a layer's inputs and outputs that they look at
-PATCH_MOMENTS = 2**29  # bytes that moments of patches may take
+PATCH_PRODUCTS = 4  # times those of the dense layer that moments of patches may take
+PATCH_MOMENTS = 2**29  # bytes that they may take
 AT_A_TIME = 2**24  # numbers of a basis
 
 
@@ -38,8 +39,8 @@ class Values:
         conv = layer.structure.conv(stats)
         rows, bias = weight_rows(conv).double(), dense_bias(conv).double()
         outputs, length = rows.shape
-        time, memory = length**2 / stats.conv.weight.numel(), 8 * stats.cells.count * length**2
-        patched = length <= outputs or (time <= 4 and memory <= PATCH_MOMENTS)
+        quick = length**2 <= PATCH_PRODUCTS * stats.conv.weight.numel()
+        patched = length <= outputs or (quick and 8 * stats.cells.count * length**2 <= PATCH_MOMENTS)
         basis = Basis.patches(rows) if patched else Basis.outputs(rows, bias)
         return cls(conv, squeeze.projection.to(conv.weight) if squeeze else None, basis, patched)
 

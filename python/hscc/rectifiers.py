@@ -50,7 +50,6 @@ class _Readers(TorchFunctionMode):
         read = [self.seen[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.seen]
         for tensor, output in read:
             if function in _RELU:
-                output.others += output.relu
                 output.relu = True
                 if result is tensor:  # in place: from now on it is the rectified one
                     del self.seen[id(tensor)]

@@ -135,7 +135,7 @@ def structures(stats: LayerStats, config: Config) -> list[Structure]:
         for number in [config.clusters] if fixed else range(1, most + 1):
             split = ((everything,),) * merged.count
             if number > 1:
-                parts = region_moments(stats.moments.total(), stats, members)
+                parts = union(cell_moments(stats.moments.total(), stats), members)
                 split = tuple(clusters.split(part.covariance, number, config.seed) for part in parts)
             found.append(Structure(merged, members, split, False))
         if config.sharing and not fixed and merged.count > 1:
@@ -152,15 +152,14 @@ def options(
     def halves(moments: SplitMoments) -> tuple[Moments, Moments]:
         return moments.halves if split else (moments.total(),) * 2
 
-    total = region_moments(halves(stats.moments)[0], stats, (tuple(range(stats.cells.count)),))[0]
-    found = []
+    plain = [cell_moments(m, stats) for m in halves(stats.moments)]
+    behind = [cell_moments(m, stats) for m in halves(squeezed)] if squeezed else plain
+    total, found = pooled(plain[0]), []
     for structure in several:
-        fitted, tested = (region_moments(m, stats, structure.members) for m in halves(stats.moments))
-        energy, base = _base(stats, structure, fitted, tested, total)
-        if squeezed:
-            fitted, tested = (region_moments(m, stats, structure.members) for m in halves(squeezed))
+        base = _base(stats, structure, *(union(cells, structure.members) for cells in plain), total)
+        fitted, tested = (union(cells, structure.members) for cells in behind)
         price = _shared if structure.shared else _own
-        option = price(stats, structure, fitted, tested, energy, base, config)
+        option = price(stats, structure, fitted, tested, *base, config)
         found.append((structure, Faster(option, stats.dense) if stats.machine else option))
     return found
 
@@ -187,14 +186,15 @@ def spectrum(
     return factors.from_regression(part, channels, metric, ridge, dense)
 
 
-def region_moments(moments: Moments, stats: LayerStats, members: tuple[tuple[int, ...], ...]) -> list[RegionMoments]:
-    """Moments of unions of cells, each position counted by its weight."""
+def cell_moments(moments: Moments, stats: LayerStats) -> list[RegionMoments]:
+    """Moments of each cell, each position counted by its weight."""
+    parts = [moments.region(cell) for cell in range(stats.cells.count)]
+    return [p._replace(count=p.count * weight) for p, weight in zip(parts, stats.weights.tolist(), strict=True)]
 
-    def weighted(cell: int) -> RegionMoments:
-        part = moments.region(cell)
-        return part._replace(count=part.count * stats.weights[cell].item())
 
-    return [pooled([weighted(cell) for cell in cells]) for cells in members]
+def union(cells: Sequence[RegionMoments], members: tuple[tuple[int, ...], ...]) -> list[RegionMoments]:
+    """Moments of unions of cells."""
+    return [cells[group[0]] if len(group) == 1 else pooled([cells[c] for c in group]) for group in members]
 
 
 def sizes(stats: LayerStats, structure: Structure) -> list[tuple[int, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hscc import calibrate
@@ -77,15 +79,21 @@ def test_a_failing_model_keeps_no_hooks(net, data) -> None:
     assert hooks(net) == 0
 
 
-def test_paired_moments_of_equal_models(net, data) -> None:
-    profile = calibrate.profile(net, data, convolutions(net), False)["2"]
-    from hscc.regions import split
-
-    empty = calibrate.empty_moments(profile, split(profile, "grid", 4, 0))
-    moments = calibrate.paired_moments(net, net, data, "2", 1, empty, False)
-    region = moments.region(3)
-    torch.testing.assert_close(region.cross, region.covariance)
-    torch.testing.assert_close(region.mean, region.target_mean)
+def test_pairs_of_a_layer_that_runs_twice(data) -> None:
+    """Inputs in one model, outputs in the other, as they were before anything worked on them in place."""
+    torch.manual_seed(0)
+    again, relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(inplace=True)
+    model = nn.Sequential(again, relu, again, relu)
+    other = copy.deepcopy(model)
+    other[0].weight.data *= 2
+    seen = []
+    calibrate.visit_pairs(model, other, data, "0", 2, lambda x, y: seen.append((x, y)), False)
+    with torch.no_grad():
+        for batch, first, second in zip(data, seen[::2], seen[1::2], strict=True):
+            y = again(batch)
+            for got, wanted in zip((*first, *second), (batch, y, other[0](batch).relu(), again(y.relu())), strict=True):
+                torch.testing.assert_close(got, wanted)
+    assert hooks(model) == hooks(other) == 0
 
 
 def test_flops_of_every_kind_of_convolution() -> None:

@@ -165,7 +165,7 @@ def test_an_interrupted_run_changes_nothing(net, data, monkeypatch) -> None:
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hscc.compress.calibrate, "paired_moments", interrupt)
+    monkeypatch.setattr(hscc.compress.calibrate, "visit_pairs", interrupt)
     with pytest.raises(KeyboardInterrupt):
         hscc.compress_(net, data, config(6))
     assert not any(isinstance(m, HSCConv2d) for m in net.modules())

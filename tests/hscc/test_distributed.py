@@ -45,7 +45,9 @@ def moments(model: Net, data: list[Tensor], count: int = 4) -> dict:
     empty = {name: calibrate.empty_moments(p, regions.split(p, "grid", count, 0)) for name, p in profiles.items()}
     disturbed = copy.deepcopy(model)
     disturbed.first.weight.data *= 1.1
-    pair = calibrate.paired_moments(model, disturbed, data, "second", 1, copy.deepcopy(empty["second"]), False)
+    pair = calibrate.empty_moments(profiles["second"], regions.split(profiles["second"], "grid", count, 0), width=16)
+    calibrate.visit_pairs(model, disturbed, data, "second", 1, lambda x, y: pair.add(x[..., 1:-1, 1:-1], y), False)
+    calibrate.sum_({"second": pair})
     found, inputs = calibrate.moments(model, data, layers, empty, False)
     return {"profiles": profiles, "moments": {**found, "pair": pair}, "inputs": inputs}
 

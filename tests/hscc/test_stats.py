@@ -56,6 +56,23 @@ def test_moments() -> None:
         torch.testing.assert_close(got.cross, cross, rtol=1e-5, atol=1e-6)
 
 
+def test_moments_of_other_values_than_outputs() -> None:
+    """As many as there are; a change of the wanted outputs is as if they had been so from the start."""
+    x, change = torch.randn(12, 2, 4, 3) + 5, torch.randn_like(Y)
+    moments, changed = (Moments.empty(LABELS, SHIFT, width=2) for _ in range(2))
+    moments.add(x, Y)
+    changed.add(x, Y + change)
+    moments.add_change(x, change)
+    for region in range(3):
+        for got, wanted in zip(moments.region(region), changed.region(region), strict=True):
+            torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(wanted), rtol=1e-4, atol=1e-4)
+        place = (region == LABELS).nonzero().squeeze(1)
+        x_r, y_r = (t.flatten(2)[:, :, place].transpose(1, 2).flatten(0, 1).double() for t in (x, Y + change))
+        torch.testing.assert_close(changed.region(region).mean, x_r.mean(0))
+        cross = (y_r - y_r.mean(0)).T @ (x_r - x_r.mean(0)) / len(x_r)
+        torch.testing.assert_close(changed.region(region).cross, cross, rtol=1e-4, atol=1e-4)
+
+
 def test_moments_merge_is_exact() -> None:
     whole, first, second = moments_of((Y[:5],), (Y[5:],)), moments_of((Y[:5],)), moments_of((Y[5:],))
     first.merge(second)

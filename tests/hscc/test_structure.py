@@ -215,6 +215,16 @@ def test_a_budget_below_the_biases_is_refused() -> None:
         search.choose({"a": [costly]}, Cost(99, 99), UNLIMITED._replace(parameters=20))
 
 
+def test_a_regression_on_few_samples_stays_near_the_dense_layer() -> None:
+    """Forty patch elements and twelve samples: what these do not show is as it was."""
+    dense = torch.randn(8, 40, dtype=torch.float64)
+    x = torch.randn(12, 40, dtype=torch.float64)
+    found = factors.from_regression(moments(x, x @ dense.T * 1.05), torch.arange(8), plain(8), 1e-3, dense)
+    fresh = torch.randn(99, 40, dtype=torch.float64)
+    wanted, got = fresh @ dense.T, fresh @ (found.u @ found.a).T
+    assert (got - wanted).square().mean() < 0.01 * wanted.square().mean()
+
+
 def test_shared_rows_open_when_enough_regions_want_them() -> None:
     gains = np.array([[1.0, 0.4, 0.0], [1.0, 0.4, 0.9]])
     shared = ranks.Shared(gains, [Cost(1, 0), Cost(1, 0)], Cost(0, 1), 0.0, Cost(0, 0))
