@@ -1,8 +1,8 @@
 """Processor seconds and memory of calibration by number of images: ``python -m bench.calibration --help``.
 
-Times every pass over the images that ``hscc.compress_`` makes; choosing ranks and factoring depend on no image count.
-The sequential fit runs the model up to each layer, dense and compressed, so it is timed at one layer of middle depth
-and counted once a layer.
+Times every pass over the images that ``hscc.compress_`` makes; choosing ranks depends on no image count. The sequential
+fit runs the model up to each layer, dense and compressed, so it is timed at one layer of middle depth, every region of
+which gets rank 16, and counted once a layer.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+import hscc
 import numpy as np
 import torch
-from hscc import calibrate, regions, sensitivity, surgery
+from hscc import calibrate, reconstruct, rectifiers, regions, sensitivity, surgery
+from hscc.ranks import Choice
 from hscc.stats import Moments, SplitMoments
+from hscc.structure import LayerPlan, LayerStats, Structure
 from torch import Tensor, nn
 
 from . import accuracy
 from .timing import header
+
+RANK = 16  # of each region of the layer whose fit is timed
 
 
 class Bottleneck(nn.Module):
@@ -82,17 +87,27 @@ def passes(model: nn.Module, images: Images, count: int) -> dict[str, float]:
     profiles = timed("profile", lambda: calibrate.profile(model, images, layers, True))
     cells = {name: regions.split(profile, "grid", count, 0) for name, profile in profiles.items()}
 
-    def empty(name: str, paired: bool) -> Moments:
-        return calibrate.empty_moments(profiles[name], cells[name], paired)
+    def empty(name: str) -> Moments:
+        return calibrate.empty_moments(profiles[name], cells[name], False)
 
-    halves = {name: SplitMoments((empty(name, False), empty(name, False))) for name in profiles}
-    timed("moments", lambda: calibrate.moments(model, images, layers, halves, True))
-    timed("sensitivity", lambda: sensitivity.measure(model, images, layers, cells, 0, True))
+    halves = {name: SplitMoments((empty(name), empty(name))) for name in profiles}
+    _, inputs = timed("moments", lambda: calibrate.moments(model, images, layers, halves, True))
+    metrics = timed("sensitivity", lambda: sensitivity.measure(model, images, layers, cells, 0, True))
     name = [*layers][len(layers) // 2]
-    student = copy.deepcopy(model)
-    timed("fit", lambda: calibrate.paired_moments(model, student, images, name, 1, empty(name, True), True))
+    stats = LayerStats(name, layers[name], profiles[name], cells[name], halves[name], *metrics[name], inputs[name])
+    layer, config = _planned(stats), hscc.Config(hscc.flops(6))
+    rectifier, student = rectifiers.find(model, images, [name]).get(name), copy.deepcopy(model)
+    timed("fit", lambda: reconstruct.fit(model, student, images, layer, rectifier, config, True))
     times["fit"] *= len(layers)
     return times
+
+
+def _planned(stats: LayerStats) -> LayerPlan:
+    """Each cell a region, of rank :data:`RANK`."""
+    count, (everything, _) = stats.cells.count, stats.everything
+    members = tuple((cell,) for cell in range(count))
+    structure = Structure(stats.cells, members, ((everything,),) * count, False)
+    return LayerPlan(stats, structure, Choice(0.0, stats.dense, (RANK,) * count))
 
 
 def main(argv: list[str] | None = None) -> int:

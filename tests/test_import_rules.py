@@ -53,10 +53,14 @@ ALLOWED = {
             *("squeeze", "stats", "work"),
         },
         "fitting": {"config", "factors", "layer", "stats", "structure"},
+        "rectifiers": {"calibrate", "distributed"},
+        "reconstruct": {
+            *("calibrate", "config", "distributed", "factors", "fitting", "layer", "rectifiers", "stats", "structure"),
+        },
         "compress": {
             *("baselines", "calibrate", "chains", "config", "fitting", "heads", "latency", "layer", "progress"),
-            *("ranks", "regions", "report", "search", "sensitivity", "squeeze", "stats", "structure", "surgery"),
-            "work",
+            *("ranks", "reconstruct", "rectifiers", "regions", "report", "search", "sensitivity", "squeeze", "stats"),
+            *("structure", "surgery", "work"),
         },
         "checkpoint": {"chains", "layer", "report", "surgery"},
         "finetune": {"calibrate", "checkpoint", "layer"},

@@ -35,8 +35,7 @@ class Values:
     @classmethod
     def of(cls, layer: LayerPlan) -> Values:
         """Patches where their moments are affordable, else outputs of the dense layer."""
-        stats, squeeze = layer.stats, layer.structure.squeeze
-        conv = layer.structure.conv(stats)
+        stats, squeeze, conv = layer.stats, layer.structure.squeeze, layer.structure.conv(layer.stats)
         rows, bias = weight_rows(conv).double(), dense_bias(conv).double()
         outputs, length = rows.shape
         quick = length**2 <= PATCH_PRODUCTS * stats.conv.weight.numel()
@@ -106,11 +105,10 @@ def gather(
 @torch.no_grad()
 def _behind(rectifier: Rectifier, fitted: HSCConv2d, moments: Moments, samples: Samples, values: Values) -> Moments:
     """The moments with the wanted outputs that are nearest to what ``fitted`` gives and as good behind the ReLU."""
-    change = replace(moments, target_total=torch.zeros_like(moments.target_total), cross=torch.zeros_like(moments.cross))
+    total, cross = torch.zeros_like(moments.target_total), torch.zeros_like(moments.cross)
+    change = replace(moments, target_total=total, cross=cross)
     for x, y in samples.pairs:
         for part, seen, wanted in values.parts(x, y):
             change.add_change(seen, rectifier.wanted(wanted, fitted(part)) - wanted)
-    distributed.sum_(change.target_total, change.cross)
-    return replace(
-        moments, target_total=moments.target_total + change.target_total, cross=moments.cross + change.cross
-    )
+    distributed.sum_(total, cross)
+    return replace(moments, target_total=moments.target_total + total, cross=moments.cross + cross)

@@ -1,4 +1,4 @@
-"""Which convolutions are read by a ReLU alone: where both outputs are negative there, their difference does not matter."""
+"""Which convolutions a ReLU alone reads: outputs that are both negative there do not differ."""
 
 from __future__ import annotations
 

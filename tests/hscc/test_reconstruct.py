@@ -29,7 +29,7 @@ def case():
 
 
 def structured(plan, **options):
-    """The plan of the second layer behind a squeeze to half its channels, at its richest structure of some kind, every region of rank 5."""
+    """The second layer behind a squeeze to half its channels, in its richest structure, every cluster of rank 5."""
     from hscc import squeeze, structure
 
     stats = plan.layers["2"].stats
