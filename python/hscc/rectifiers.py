@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import calibrate, distributed
 
+_BATCH_NORM = inspect.signature(F.batch_norm)
 _RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 
 
@@ -31,11 +33,12 @@ class Rectifier(NamedTuple):
 
 @dataclass
 class _Output:
-    """One output of a convolution on its way: ``relu`` once a ReLU has read it, ``others`` how many others have."""
+    """One output of a convolution on its way, ``now`` behind a batch norm or not: has a ReLU read it, has any other?"""
 
+    now: Tensor
     rectifier: Rectifier
     relu: bool = False
-    others: int = 0
+    others: bool = False
 
 
 class _Readers(TorchFunctionMode):
@@ -49,17 +52,17 @@ class _Readers(TorchFunctionMode):
         result = function(*args, **(kwargs or {}))
         read = [self.seen[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.seen]
         for tensor, output in read:
-            if function in _RELU:
+            if function in _RELU and tensor is output.now:
                 output.relu = True
                 if result is tensor:  # in place: from now on it is the rectified one
                     del self.seen[id(tensor)]
-            elif function is F.batch_norm and (affine := _affine(*args, **(kwargs or {}))):
+            elif tensor is output.now and not output.relu and (affine := _affine(function, *args, **(kwargs or {}))):
                 scale, shift = output.rectifier
                 output.rectifier = Rectifier(scale * affine.scale, shift * affine.scale + affine.shift)
-                del self.seen[id(tensor)]
+                output.now = result
                 self.seen[id(result)] = result, output
             elif any(True for _ in _tensors(result)):  # sizes and the like do no harm
-                output.others += 1
+                output.others = True
         return result
 
 
@@ -71,7 +74,7 @@ def find(model: nn.Module, calibration: Iterable, names: Iterable[str]) -> dict[
     def hook(name: str):
         def keep(conv: nn.Conv2d, args: tuple, y: Tensor) -> None:
             one = torch.ones(conv.out_channels, 1, 1).to(y)
-            outputs[name].append(_Output(Rectifier(one, torch.zeros_like(one))))
+            outputs[name].append(_Output(y, Rectifier(one, torch.zeros_like(one))))
             readers.seen[id(y)] = y, outputs[name][-1]
 
         return keep
@@ -79,10 +82,13 @@ def find(model: nn.Module, calibration: Iterable, names: Iterable[str]) -> dict[
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
     try:
         with distributed.together(), calibrate.evaluation_mode(model), torch.no_grad(), readers:
-            calibrate.forward(model, next(calibrate.batches(calibration, model)))
+            given = calibrate.forward(model, next(calibrate.batches(calibration, model)))
     finally:
         for handle in handles:
             handle.remove()
+    for tensor in _tensors(given):
+        if id(tensor) in readers.seen:
+            readers.seen[id(tensor)][1].others = True
     found = {name: several for name, several in outputs.items() if several and all(map(_alone, several))}
     same = {
         name: several[0].rectifier
@@ -97,8 +103,13 @@ def _alone(output: _Output) -> bool:
     return output.relu and not output.others
 
 
-def _affine(x, mean, variance, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Rectifier | None:
-    """What ``F.batch_norm`` does, given its arguments; None where it looks at the batch."""
+def _affine(function, *args, **kwargs) -> Rectifier | None:
+    """What ``F.batch_norm`` does to channels; None for another function and where it looks at the batch."""
+    if function is not F.batch_norm:
+        return None
+    call = _BATCH_NORM.bind(*args, **kwargs)
+    call.apply_defaults()
+    _, mean, variance, weight, bias, training, _, eps = call.arguments.values()
     if training or mean is None:
         return None
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
