@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -27,14 +29,23 @@ DATA = "brain_mri"
 WAYS = ("eager", "compiled", "aot")  # of running a compressed model
 
 
-def compressed(reduction: float, calibration: int) -> tuple[nn.Module, hscc.Report]:
-    """The network that the accuracy study tests at this FLOP reduction, its ReLUs fused."""
+def compressed(reduction: float, latency: float | None, calibration: int) -> tuple[nn.Module, dict]:
+    """The network that the accuracy study tests at this FLOP reduction, its ReLUs fused, and what it is.
+
+    ``latency``: how many times faster its convolutions must be, too, as predicted for one image.
+    """
     dense, spec, _ = accuracy.example(DATA)
     cell = accuracy.Cell(DATA, "hscc", reduction, calibration=calibration)
     model, pixels = copy.deepcopy(dense), accuracy.images(DATA, "calibration", calibration, cell.seed)[0]
-    report = hscc.compress_(model, accuracy.batches(pixels, spec), cell.config(), show_progress=True)
+    config = dataclasses.replace(cell.config(), budget=hscc.Budget(reduction, latency=latency))
+    report = hscc.compress_(model, accuracy.batches(pixels, spec), config, show_progress=True)
     hscc.fuse_relu_(model)
-    return model.to(memory_format=torch.channels_last), report
+    model = model.to(memory_format=torch.channels_last)
+    before, after = accuracy.dense_hits(DATA, cell.seed), accuracy.hits(model, DATA, cell.seed, True)
+    return model, {
+        "flop_reduction": round(report.flop_reduction, 3),
+        "difference": round(after.mean() - before.mean(), 5),
+    }
 
 
 def onnx_model(model: nn.Sequential, x: Tensor) -> bytes:
@@ -98,8 +109,8 @@ def own_calls(model: nn.Module, x: Tensor, compiled: bool) -> Calls:
     return calls
 
 
-def measure(models: dict[str, tuple[nn.Module, float]], x: Tensor, threads: int, compiled: bool, rounds: int):
-    """A row for each compressed model (by name, with its FLOP reduction), timed in turn with the dense peers."""
+def measure(models: dict[str, tuple[nn.Module, dict]], x: Tensor, threads: int, compiled: bool, rounds: int):
+    """A row for each compressed model (by name, with what it is), timed in turn with the dense peers."""
     dense, x_last = accuracy.example(DATA)[0], x.contiguous(memory_format=torch.channels_last)
     peers: Calls = torch_calls(dense, x, compiled)
     if compiled:
@@ -107,11 +118,10 @@ def measure(models: dict[str, tuple[nn.Module, float]], x: Tensor, threads: int,
     if HAS_ONNX:
         peers |= runtime_calls(onnx_model(dense, x), x, threads)
     rows, calls = [], dict(peers)
-    for name, (model, reduction) in models.items():
+    for name, (model, facts) in models.items():
         own, wanted = own_calls(model, x_last, compiled), references(model, x_last)
         error = max(testing.error_ratio(run(), *wanted) for run in own.values())  # what is timed is what is checked
-        rows.append({"name": name, "batch": len(x), "threads": threads, "error_ratio": round(error, 4)})
-        rows[-1]["flop_reduction"] = round(reduction, 3)
+        rows.append({"name": name, "batch": len(x), "threads": threads, **facts, "error_ratio": round(error, 4)})
         if error <= 1:
             calls |= {f"{name} {way}": run for way, run in own.items()}
     times = interleaved(calls, rounds)
@@ -139,6 +149,7 @@ def print_row(row: dict) -> None:
     own = ", ".join(f"{way} {row[f'{way}_ms']:.3f}" for way in WAYS if f"{way}_ms" in row)
     print(
         f"{name:22s} {row['ms']:9.3f} ms ({own})  {row['flop_reduction']:5.2f}x fewer "
+        f"{100 * row['difference']:+.2f} points  "
         f"{row['speedup_over_best_dense']:5.2f}x faster  eta {row['eta']:.3f}  over all runtimes "
         f"{row['speedup_over_all']:.2f}x  dense: " + ", ".join(f"{n} {t:.3f}" for n, t in row["peers"].items()),
         flush=True,
@@ -150,15 +161,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--reductions", type=float, nargs="+", default=[3.0, 5.3, 10.0, 20.0])
+    parser.add_argument("--latency", type=float, nargs="*", default=[], help="also at these predicted speed-ups")
     parser.add_argument("--calibration", type=int, default=512, help="images")
     parser.add_argument("--no-compile", action="store_true", help="leave compiled calls out")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", help="write the results to this file")
     args = parser.parse_args(argv)
     models = {}
-    for reduction in args.reductions:
-        model, report = compressed(reduction, args.calibration)
-        models[f"alexnet/{reduction:g}x"] = model, report.flop_reduction
+    if args.latency:
+        torch.set_num_threads(args.threads)  # for which the latency is predicted
+    for reduction, latency in itertools.product(args.reductions, [None, *args.latency]):
+        name = f"alexnet/{reduction:g}x" + (f"/{latency:g}x faster" if latency else "")
+        models[name] = compressed(reduction, latency, args.calibration)
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     keep_freed_memory()
