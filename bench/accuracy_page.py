@@ -19,16 +19,19 @@ TITLES = {
     "spatial_svd": "spatial SVD, activations",
     "spatial_svd_weight": "spatial SVD, weights",
 }
+OWN_TEST_IMAGES = ("brain_mri",)  # of each seed; other data have the same for all
 INTRODUCTION = """# Accuracy after compression
 
-Written by `python -m bench.accuracy`; every number is from one of its cells. Accuracies are in % of the test images.
-± is one bootstrap standard error over the test images (with several seeds, with the spread of the seeds' mean added);
-for differences to the dense model it is paired, image by image. A budget counts the FLOPs of all convolutions, and so
-does the reduction reached. hscc fits each layer, and the last linear one, on what the compressed layers before it give;
-all others fit layer by layer, "activations" to the dense model's outputs on calibration data, "weights" to the weight
-alone. "hscc, one region and cluster" shows what that fit, the sensitivity and the squeeze bring without regions, "hscc,
-inputs not squeezed" what the regions bring without the squeeze; none of the rows is fine-tuned unless the heading says
-so.
+Written by `python -m bench.accuracy`; every number is from one of its cells. Accuracies are in % of the test images. ±
+is one bootstrap standard error over the test images; for differences to the dense model it is paired, image by image.
+Rows of several seeds are means: each seed draws other calibration images and, of brain MRI, other test images; ± is
+then the larger of the error of the mean and the spread of the seeds. Where hscc is compared with a method, errors are
+added as if they were independent, which overstates them, as hard images are hard for both. A budget counts the FLOPs
+of all convolutions, and so does the reduction reached. hscc fits each layer, and the last linear one, on what the
+compressed layers before it give; all others fit layer by layer, "activations" to the dense model's outputs on
+calibration data, "weights" to the weight alone. "hscc, one region and cluster" shows what that fit, the sensitivity
+and the squeeze bring without regions, "hscc, inputs not squeezed" what the regions bring without the squeeze; none of
+the rows is fine-tuned unless the heading says so.
 """
 
 
@@ -64,16 +67,17 @@ def _setting(cell: Mapping) -> str:
 
 def _section(data: str, setting: str, cells: Sequence[dict], picture: str) -> str:
     good = [cell for cell in cells if "accuracy" in cell]
-    dense = _mean(good, "dense_accuracy", "dense_standard_error")
-    seeds = sorted({cell["seed"] for cell in good})
+    first = min(cell["seed"] for cell in good)
+    dense = _mean([cell for cell in good if cell["seed"] == first][:1], "dense_accuracy", "dense_standard_error")
     refused = "".join(f"- {TITLES[c['method']]} at {c['flops']:g}x: {c['refused']}\n" for c in cells if "refused" in c)
     return (
         f"## {data}, {setting}\n\n"
-        f"Dense: {dense} on {good[0]['test_images']} test images; seeds {', '.join(map(str, seeds))}.\n\n"
+        f"Dense: {dense} on {good[0]['test_images']} test images; seed {first} where no number of seeds is given.\n\n"
         f"![Accuracy by FLOP reduction]({picture})\n\n"
         f"Accuracy:\n\n{_table(cells, lambda c: _mean(c, 'accuracy', 'standard_error'))}\n"
         f"Difference to dense, in points:\n\n"
         f"{_table(cells, lambda c: _mean(c, 'difference', 'difference_standard_error', '+'))}\n"
+        f"{_lead(cells)}"
         "Reduction reached, FLOPs / parameters:\n\n"
         + _table(cells, lambda c: f"{_average(c, 'flop_reduction'):.2f} / {_average(c, 'param_reduction'):.2f}")
         + (f"\nNot possible:\n\n{refused}" if refused else "")
@@ -90,18 +94,36 @@ def _table(cells: Sequence[dict], text) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _lead(cells: Sequence[dict]) -> str:
+    """By how many points hscc is ahead of the others, where both were measured."""
+
+    def text(row: Sequence[dict]) -> str:
+        ours = [c for c in cells if (c["method"], c["flops"]) == ("hscc", row[0]["flops"]) and "accuracy" in c]
+        if not ours:
+            return "–"
+        keys = "difference", "difference_standard_error"
+        lead = 100 * (_average(ours, keys[0]) - _average(row, keys[0]))
+        return f"{lead:+.2f} ± {100 * math.hypot(_error(ours, *keys), _error(row, *keys)):.2f}"
+
+    others = [cell for cell in cells if cell["method"] != "hscc"]
+    return f"hscc ahead, in points:\n\n{_table(others, text)}\n" if others else ""
+
+
 def _average(cells: Iterable[dict], key: str) -> float:
     return mean(cell[key] for cell in cells)
 
 
 def _error(cells: Sequence[dict], key: str, error: str) -> float:
-    """Test images and seeds both count; the seeds share most test images, so their errors do not average out."""
+    """Of a mean over seeds: they differ in calibration images, and test errors average out where these differ, too."""
     spread = pstdev([cell[key] for cell in cells]) / math.sqrt(max(len(cells) - 1, 1))
+    if cells[0]["data"] in OWN_TEST_IMAGES:
+        return max(math.sqrt(mean(cell[error] ** 2 for cell in cells) / len(cells)), spread)
     return math.hypot(_average(cells, error), spread)
 
 
 def _mean(cells: Sequence[dict], key: str, error: str, sign: str = "") -> str:
-    return f"{100 * _average(cells, key):{sign}.2f} ± {100 * _error(cells, key, error):.2f}"
+    seeds = f" ({len(cells)} seeds)" if len(cells) > 1 else ""
+    return f"{100 * _average(cells, key):{sign}.2f} ± {100 * _error(cells, key, error):.2f}{seeds}"
 
 
 def _plot(cells: Sequence[dict], file: Path, title: str) -> None:

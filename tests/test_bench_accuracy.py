@@ -96,7 +96,7 @@ def test_grid_goes_on_where_it_stopped(study, monkeypatch) -> None:
     assert study.run(*grid).exit_code == 0
     assert ran[3:] == ["svd", "spatial_svd"]
     page = (study.folder / "page.md").read_text()
-    assert "seeds 0." in page, "the cell of seed 1 is of the old weights"
+    assert "seeds)" not in page, "the cell of seed 1 is of the old weights"
 
 
 def test_what_a_method_cannot_do_is_a_result(study) -> None:
@@ -196,12 +196,18 @@ def test_page_joins_seeds(tmp_path: Path) -> None:
         **{"difference": -0.05, "difference_standard_error": 0.02, "flop_reduction": 6.1, "param_reduction": 2.0},
     }
     cells = [{**cell, "seed": s, "accuracy": a, "standard_error": 0.03} for s, a in ((0, 0.88), (1, 0.92))]
-    accuracy_page.write(tmp_path / "p.md", {"brain_mri": cells})
+    other = {**cell, "seed": 0, "method": "svd", "accuracy": 0.8, "standard_error": 0.04, "difference": -0.15}
+    accuracy_page.write(tmp_path / "p.md", {"brain_mri": [*cells, other]})
     page = (tmp_path / "p.md").read_text()
     assert "## brain_mri, 16 images" in page
-    assert "Dense: 95.00 ± 1.00 on 100 test images; seeds 0, 1." in page
-    assert "| hscc | 90.00 ± 3.61 |" in page  # sqrt(3² + 2²): the spread of the two seeds' mean is 2 points
-    assert "| hscc | -5.00 ± 2.00 |" in page
+    assert "Dense: 95.00 ± 1.00 on 100 test images; seed 0 where no number of seeds is given." in page
+    assert "| hscc | 90.00 ± 2.12 (2 seeds) |" in page  # 3 / sqrt(2): the spread of the two seeds' mean is 2 points
+    assert "| hscc | -5.00 ± 1.41 (2 seeds) |" in page
+    assert "| SVD, activations | +10.00 ± 2.45 |" in page  # sqrt(1.41² + 2²)
     assert "| hscc | 6.10 / 2.00 |" in page
     assert "![Accuracy by FLOP reduction](p-brain_mri-16-images.png)" in page
     assert (tmp_path / "p-brain_mri-16-images.png").exists()
+    accuracy_page.write(tmp_path / "p.md", {"fashion_mnist": [{**c, "data": "fashion_mnist"} for c in cells]})
+    page = (tmp_path / "p.md").read_text()
+    assert "| hscc | 90.00 ± 3.61 (2 seeds) |" in page  # sqrt(3² + 2²): both saw the same test images
+    assert "hscc ahead" not in page
