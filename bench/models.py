@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
-import itertools
 import json
 import statistics
 import sys
@@ -29,16 +27,12 @@ DATA = "brain_mri"
 WAYS = ("eager", "compiled", "aot")  # of running a compressed model
 
 
-def compressed(reduction: float, latency: float | None, calibration: int) -> tuple[nn.Module, dict]:
-    """The network that the accuracy study tests at this FLOP reduction, its ReLUs fused, and what it is.
-
-    ``latency``: how many times faster its convolutions must be, too, as predicted for one image.
-    """
+def compressed(reduction: float, calibration: int) -> tuple[nn.Module, dict]:
+    """The network that the accuracy study tests at this FLOP reduction, its ReLUs fused, and what it is."""
     dense, spec, _ = accuracy.example(DATA)
     cell = accuracy.Cell(DATA, "hscc", reduction, calibration=calibration)
     model, pixels = copy.deepcopy(dense), accuracy.images(DATA, "calibration", calibration, cell.seed)[0]
-    config = dataclasses.replace(cell.config(), budget=hscc.Budget(reduction, latency=latency))
-    report = hscc.compress_(model, accuracy.batches(pixels, spec), config, show_progress=True)
+    report = hscc.compress_(model, accuracy.batches(pixels, spec), cell.config(), show_progress=True)
     hscc.fuse_relu_(model)
     model = model.to(memory_format=torch.channels_last)
     before, after = accuracy.dense_hits(DATA, cell.seed), accuracy.hits(model, DATA, cell.seed, True)
@@ -161,18 +155,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--reductions", type=float, nargs="+", default=[3.0, 5.3, 10.0, 20.0])
-    parser.add_argument("--latency", type=float, nargs="*", default=[], help="also at these predicted speed-ups")
     parser.add_argument("--calibration", type=int, default=512, help="images")
     parser.add_argument("--no-compile", action="store_true", help="leave compiled calls out")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", help="write the results to this file")
     args = parser.parse_args(argv)
-    models = {}
-    if args.latency:
-        torch.set_num_threads(args.threads)  # for which the latency is predicted
-    for reduction, latency in itertools.product(args.reductions, [None, *args.latency]):
-        name = f"alexnet/{reduction:g}x" + (f"/{latency:g}x faster" if latency else "")
-        models[name] = compressed(reduction, latency, args.calibration)
+    models = {f"alexnet/{reduction:g}x": compressed(reduction, args.calibration) for reduction in args.reductions}
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     keep_freed_memory()

@@ -42,6 +42,7 @@ _SHAPES = (
     *((512, 512, 3, 1, 7), (64, 256, 1, 1, 28), (256, 64, 1, 1, 28), (1024, 256, 1, 1, 14), (256, 512, 1, 2, 14)),
 )
 _PLANS = ((1, 1, 3.0), (1, 1, 30.0), (4, 1, 5.0), (4, 2, 16.0), (8, 2, 8.0), (16, 1, 4.0))  # regions, clusters, fewer
+_NEAR_CACHES = 2**23  # bytes, more than a core's own
 _SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 8.0, 3, 40
 
 
@@ -192,9 +193,10 @@ def _images(size: Sequence[int], batch: int, like: Tensor) -> Tensor:
 def _quick_seconds(calls: Sequence[Callable[[], object]], description: str, show: bool) -> list[float]:
     """Of calls that take turns, so that drift hits all alike: the quickest tenth, for other work only adds time.
 
-    A median would be that of other processes too, wherever a call is longer than its slice of a busy core. Each call is
-    run once untimed for its own data to be near.
+    A median would be that of other processes too, wherever a call is longer than its slice of a busy core. Before each
+    call the near caches are filled with something else, as other layers do in a network.
     """
+    others = torch.ones(_NEAR_CACHES // 4)
 
     def timed(call: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -211,8 +213,9 @@ def _quick_seconds(calls: Sequence[Callable[[], object]], description: str, show
         rounds = min(max(int(_SECONDS / max(3 * once, 1e-9)), _LEAST_ROUNDS), _MOST_ROUNDS) if calls else 0
         for _ in track(range(rounds), description, show and rounds > 0):
             for call, found in zip(calls, times, strict=True):
-                call()
-                found += [timed(call), timed(call)]
+                for _ in range(2):
+                    others.add_(1)
+                    found.append(timed(call))
     return [statistics.quantiles(found, n=10, method="inclusive")[0] for found in times]
 
 
