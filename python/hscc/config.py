@@ -79,7 +79,9 @@ class Config:
         region_method: "kmeans" on position profiles, "grid", or "none" (one region).
         clusters: channel clusters a region, at most.
         reconstruction: "sequential" fits each layer to the dense outputs from the compressed prefix's inputs
-            (Zhang et al. 2015), "independent" fits layers one by one; "weight" factors are always independent.
+            (Zhang et al. 2015), "independent" fits layers one by one; "weight" factors are always independent. Fits
+            that read the data again (all sequential ones, and layers behind a squeeze) count errors behind the ReLU
+            where one alone reads the layer.
         search: choose regions and clusters of each layer by what they buy under the budget, up to the numbers given;
             otherwise (and always for "weight" factors and energy budgets) take the numbers given.
         sharing: let regions share rows where that is cheaper than own ones.
