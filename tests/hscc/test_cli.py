@@ -176,13 +176,16 @@ def test_demo_outside_a_checkout_says_so(hscc) -> None:
 
 
 def test_interrupt_writes_nothing(work: Path) -> None:
-    (work / "slow.py").write_text("import time\n" + MODEL.replace("def build():", "def build():\n    time.sleep(60)"))
+    build = "def build():\n    open('started', 'w').close()\n    time.sleep(300)"
+    (work / "slow.py").write_text("import time\n" + MODEL.replace("def build():", build))
     arguments = ["slow.py:build" if a == "model.py:build" else a for a in NETWORK]
     command = [sys.executable, "-m", "hscc.cli", "compress", *arguments, "--flops", "3", "--out", "slow.safetensors"]
     process = subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(6)
+    while not (work / "started").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert not list(work.glob("slow.safetensors*"))
