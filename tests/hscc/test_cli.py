@@ -180,7 +180,14 @@ def test_interrupt_writes_nothing(work: Path) -> None:
     (work / "slow.py").write_text("import time\n" + MODEL.replace("def build():", build))
     arguments = ["slow.py:build" if a == "model.py:build" else a for a in NETWORK]
     command = [sys.executable, "-m", "hscc.cli", "compress", *arguments, "--flops", "3", "--out", "slow.safetensors"]
-    process = subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=work,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     while not (work / "started").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
