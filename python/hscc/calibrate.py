@@ -182,7 +182,7 @@ def input_sizes(
 
 def sum_(moments: Mapping[str, Moments]) -> None:
     """Adds up what the ranks saw of the same regions."""
-    marks = {name: [crc32(t.cpu().numpy()) for t in (m.labels, m.shift)] for name, m in moments.items()}
+    marks = {name: [crc32(t.cpu().numpy()) for t in (m.labels, m.target_shift)] for name, m in moments.items()}
     for rank, other in enumerate(distributed.gather(marks)):
         if other != marks:
             raise ValueError(

@@ -142,7 +142,8 @@ class Moments:
 
     def merge(self, other: Moments) -> None:
         """Adds what another worker saw with the same labels and shift."""
-        if not (torch.equal(self.labels, other.labels) and torch.equal(self.shift, other.shift)):
+        fixed = ((m.labels, m.shift, m.target_shift) for m in (self, other))
+        if not all(torch.equal(mine, others) for mine, others in zip(*fixed, strict=True)):
             raise ValueError("moments: got other labels or another shift, expected the same to merge")
         for mine, others in zip(self.sums, other.sums, strict=True):
             mine += others
@@ -177,12 +178,12 @@ class SplitMoments:
         return self.halves[0].labels
 
     @property
-    def shift(self) -> Tensor:
-        return self.halves[0].shift
+    def target_shift(self) -> Tensor:
+        return self.halves[0].target_shift
 
     def total(self) -> Moments:
         """Of all samples."""
-        total = Moments.empty(self.labels, self.shift, self.halves[0].paired)
+        total = Moments.empty(self.labels, self.target_shift, self.halves[0].paired)
         for half in self.halves:
             total.merge(half)
         return total

@@ -80,6 +80,8 @@ def test_moments_merge_is_exact() -> None:
         assert torch.equal(getattr(first, name), getattr(whole, name)), name
     with pytest.raises(ValueError, match="expected the same to merge"):
         first.merge(Moments.empty(LABELS, SHIFT + 1))
+    with pytest.raises(ValueError, match="moments: got other labels or another shift"):
+        Moments.empty(LABELS, SHIFT, width=2).merge(Moments.empty(LABELS, SHIFT + 1, width=2))
 
 
 def test_moments_of_equal_outputs_are_held_once() -> None:
