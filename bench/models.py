@@ -105,15 +105,16 @@ def own_calls(model: nn.Module, x: Tensor, compiled: bool) -> Calls:
 
 def measure(models: dict[str, tuple[nn.Module, dict]], x: Tensor, threads: int, compiled: bool, rounds: int):
     """A row for each compressed model (by name, with what it is), timed in turn with the dense peers."""
-    dense, x_last = accuracy.example(DATA)[0], x.contiguous(memory_format=torch.channels_last)
+    dense = accuracy.example(DATA)[0]
     peers: Calls = torch_calls(dense, x, compiled)
     if compiled:
+        x_last = x.contiguous(memory_format=torch.channels_last)
         peers["torch_aot"] = call(aot(dense, x_last), x_last)
     if HAS_ONNX:
         peers |= runtime_calls(onnx_model(dense, x), x, threads)
     rows, calls = [], dict(peers)
     for name, (model, facts) in models.items():
-        own, wanted = own_calls(model, x_last, compiled), references(model, x_last)
+        own, wanted = own_calls(model, x, compiled), references(model, x)  # NCHW, as loaders give it
         error = max(testing.error_ratio(run(), *wanted) for run in own.values())  # what is timed is what is checked
         rows.append({"name": name, "batch": len(x), "threads": threads, **facts, "error_ratio": round(error, 4)})
         if error <= 1:

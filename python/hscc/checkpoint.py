@@ -154,13 +154,8 @@ def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | C
     plan = PackedPlan(v, u, *index, geometry, out_size).validate()
     if bias.shape != plan.channels.shape or bias.dtype != v.dtype:
         raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {v.dtype} {tuple(plan.channels.shape)}")
-    if squeeze is not None and (squeeze.shape[0], *squeeze.shape[2:], squeeze.dtype) != (
-        plan.in_channels,
-        1,
-        1,
-        v.dtype,
-    ):
-        expected = f"{v.dtype} ({plan.in_channels}, C, 1, 1)"
+    if squeeze is not None and (squeeze.ndim, squeeze.shape[-1:], squeeze.dtype) != (2, (plan.in_channels,), v.dtype):
+        expected = f"{v.dtype} (C, {plan.in_channels})"
         raise ValueError(f"squeeze: got {squeeze.dtype} {tuple(squeeze.shape)}, expected {expected}")
     return HSCConv2d(plan, bias, squeeze=squeeze, **options)
 

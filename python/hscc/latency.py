@@ -155,7 +155,7 @@ def _time_layers(like: Tensor, batch: int, show: bool) -> tuple[list[int], list[
             groups.append(group)
             works.append(Work.of(plan))
             calls.append(lambda x=x, plan=plan, bias=bias: lowrank_conv2d(x, plan, bias))
-        matrix = torch.randn(outputs, channels).to(like)
+        matrix = torch.randn(channels, outputs).to(like)
         groups.append(group)
         works.append(Work.of_pointwise(x[0, 0].numel(), channels, outputs))
         calls.append(lambda x=x, matrix=matrix: project(x, matrix))

@@ -29,8 +29,8 @@ class HSCConv2d(nn.Module):
     """A hierarchical spatio-channel low-rank convolution.
 
     Made by :meth:`from_conv`. Factors ``v``, ``u`` and ``bias`` (R, O) are parameters, index tensors are buffers;
-    shapes as in :class:`hscc_kernels.PackedPlan`. ``squeeze`` (c, C, 1, 1), where there is one, is a parameter that
-    projects the input channels first; the plan is then one of c channels. Takes and gives what the ``nn.Conv2d`` did:
+    shapes as in :class:`hscc_kernels.PackedPlan`. ``squeeze`` (C, c), where there is one, is a parameter that projects
+    the input channels first; the plan is then one of c channels. Takes and gives what the ``nn.Conv2d`` did:
     (N, C, H, W) or (C, H, W), any batch size. An H x W other than the calibrated one works too: the region map is
     resized (nearest position) once and kept; call :meth:`prepare` before ``torch.compile`` or ``torch.export`` for such
     a size. Backends: see ``hscc_kernels.lowrank_conv2d``.
@@ -49,7 +49,7 @@ class HSCConv2d(nn.Module):
         super().__init__()
         self.geometry = plan.geometry
         self.out_size = tuple(plan.out_size)
-        self.in_channels = plan.in_channels if squeeze is None else squeeze.shape[1]
+        self.in_channels = plan.in_channels if squeeze is None else squeeze.shape[0]
         self.out_channels = plan.out_channels
         self.padding, self.padding_mode, self.activation = tuple(padding), padding_mode, activation
         self.v, self.u, self.bias = nn.Parameter(plan.v), nn.Parameter(plan.u), nn.Parameter(bias)
@@ -81,7 +81,7 @@ class HSCConv2d(nn.Module):
         padding, before = _split_padding(conv)
         geometry = Geometry(conv.kernel_size, conv.stride, padding, conv.dilation)
         plan = PackedPlan.pack(v.cpu(), regions, labels.cpu(), geometry).to(**like)
-        squeeze = None if squeeze is None else squeeze[..., None, None].to(**like)
+        squeeze = None if squeeze is None else squeeze.T.to(**like).contiguous()
         layer = cls(plan, bias.to(**like), padding=before, padding_mode=conv.padding_mode, squeeze=squeeze)
         return layer.requires_grad_(conv.weight.requires_grad).train(conv.training)
 
@@ -109,7 +109,7 @@ class HSCConv2d(nn.Module):
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         if self.squeeze is not None:
-            x = project(x, self.squeeze.flatten(1))
+            x = project(x, self.squeeze)
         if any(self.padding):
             x = F.pad(x, self.padding, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         plan = self._plan_for(x.shape[-2], x.shape[-1])
@@ -138,15 +138,15 @@ class HSCConv2d(nn.Module):
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={g.kernel}, stride={g.stride}, "
             f"padding={g.padding}, dilation={g.dilation}, regions={self.bias.shape[0]}, rows={self.v.shape[0]}"
-            + ("" if self.squeeze is None else f", squeeze={self.squeeze.shape[0]}")
+            + ("" if self.squeeze is None else f", squeeze={self.squeeze.shape[1]}")
         )
 
 
 def project(x: Tensor, matrix: Tensor) -> Tensor:
-    """Input channels (N, C, H, W) to (N, c, H, W) by (c, C), in the layout of x: quicker than a 1 x 1 convolution."""
+    """Input channels (N, C, H, W) to (N, c, H, W) by (C, c), in the layout of x: quicker than a 1 x 1 convolution."""
     if x.is_contiguous(memory_format=torch.channels_last):
-        return F.linear(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
-    return torch.matmul(matrix, x.flatten(2)).unflatten(2, x.shape[2:])
+        return torch.matmul(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
+    return torch.matmul(matrix.T, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 def region_labels(plan: PackedPlan) -> Tensor:

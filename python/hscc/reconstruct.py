@@ -25,7 +25,7 @@ AT_A_TIME = 2**24  # numbers of a basis
 
 @dataclass(frozen=True)
 class Values:
-    """What the factors of a layer are computed from: values of ``basis``, of inputs behind ``squeeze`` (c, C)."""
+    """What the factors of a layer are computed from: values of ``basis``, of inputs behind ``squeeze`` (C, c)."""
 
     conv: nn.Conv2d
     squeeze: Tensor | None
@@ -41,7 +41,8 @@ class Values:
         quick = length**2 <= PATCH_PRODUCTS * stats.conv.weight.numel()
         patched = length <= outputs or (quick and 8 * stats.cells.count * length**2 <= PATCH_MOMENTS)
         basis = Basis.patches(rows) if patched else Basis.outputs(rows, bias)
-        return cls(conv, squeeze.projection.to(conv.weight) if squeeze else None, basis, patched)
+        projection = squeeze.projection.T.to(conv.weight).contiguous() if squeeze else None
+        return cls(conv, projection, basis, patched)
 
     def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """x (N, C, H, W), y (N, O, Ho, Wo), few images at a time, and between them their values (n, X, Ho, Wo)."""

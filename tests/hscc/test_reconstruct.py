@@ -108,7 +108,7 @@ def on_outputs(layer) -> Values:
 
     conv, squeeze = layer.structure.squeeze.conv, layer.structure.squeeze.projection
     basis = Basis.outputs(weight_rows(conv).double(), dense_bias(conv).double())
-    return Values(conv, squeeze.to(conv.weight), basis, False)
+    return Values(conv, squeeze.T.to(conv.weight), basis, False)
 
 
 def test_a_dense_cluster_is_fitted_to_its_inputs(case) -> None:

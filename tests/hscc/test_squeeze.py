@@ -93,7 +93,7 @@ def test_squeezed_layers_go_all_the_way(reconstruction: str, tmp_path) -> None:
     planned, report = plan.report(), hscc.apply_(model, plan, data)
     first, x = model[0], data[0]
     assert isinstance(first, HSCConv2d)
-    assert (first.in_channels, first.squeeze.shape) == (3, (1, 3, 1, 1))
+    assert (first.in_channels, first.squeeze.shape) == (3, (3, 1))
     row = report.layers[0]
     assert (row.squeeze, row.flops) == (1, first.plan.flops() + 2 * 24 * 24 * 3)
     assert row.parameters == sum(p.numel() for p in first.parameters())
