@@ -27,10 +27,10 @@ DATA = "brain_mri"
 WAYS = ("eager", "compiled", "aot")  # of running a compressed model
 
 
-def compressed(reduction: float, calibration: int) -> tuple[nn.Module, dict]:
-    """The network that the accuracy study tests at this FLOP reduction, its ReLUs fused, and what it is."""
+def compressed(flops: float, params: float | None, calibration: int) -> tuple[nn.Module, dict]:
+    """The network that the accuracy study tests at these reductions, its ReLUs fused, and what it is."""
     dense, spec, _ = accuracy.example(DATA)
-    cell = accuracy.Cell(DATA, "hscc", reduction, calibration=calibration)
+    cell = accuracy.Cell(DATA, "hscc", flops, params, calibration)
     model, pixels = copy.deepcopy(dense), accuracy.images(DATA, "calibration", calibration, cell.seed)[0]
     report = hscc.compress_(model, accuracy.batches(pixels, spec), cell.config(), show_progress=True)
     hscc.fuse_relu_(model)
@@ -38,6 +38,7 @@ def compressed(reduction: float, calibration: int) -> tuple[nn.Module, dict]:
     before, after = accuracy.dense_hits(DATA, cell.seed), accuracy.hits(model, DATA, cell.seed, True)
     return model, {
         "flop_reduction": round(report.flop_reduction, 3),
+        "param_reduction": round(report.parameter_reduction, 3),
         "difference": round(after.mean() - before.mean(), 5),
     }
 
@@ -143,8 +144,8 @@ def print_row(row: dict) -> None:
         return
     own = ", ".join(f"{way} {row[f'{way}_ms']:.3f}" for way in WAYS if f"{way}_ms" in row)
     print(
-        f"{name:22s} {row['ms']:9.3f} ms ({own})  {row['flop_reduction']:5.2f}x fewer "
-        f"{100 * row['difference']:+.2f} points  "
+        f"{name:22s} {row['ms']:9.3f} ms ({own})  {row['flop_reduction']:5.2f}x fewer, "
+        f"{row['param_reduction']:.2f}x parameters, {100 * row['difference']:+.2f} points  "
         f"{row['speedup_over_best_dense']:5.2f}x faster  eta {row['eta']:.3f}  over all runtimes "
         f"{row['speedup_over_all']:.2f}x  dense: " + ", ".join(f"{n} {t:.3f}" for n, t in row["peers"].items()),
         flush=True,
@@ -156,12 +157,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--reductions", type=float, nargs="+", default=[3.0, 5.3, 10.0, 20.0])
+    parser.add_argument("--params", type=float, help="times fewer parameters, as well")
     parser.add_argument("--calibration", type=int, default=512, help="images")
     parser.add_argument("--no-compile", action="store_true", help="leave compiled calls out")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", help="write the results to this file")
     args = parser.parse_args(argv)
-    models = {f"alexnet/{reduction:g}x": compressed(reduction, args.calibration) for reduction in args.reductions}
+    stored = f"/p{args.params:g}" if args.params else ""
+    models = {f"alexnet/{f:g}x{stored}": compressed(f, args.params, args.calibration) for f in args.reductions}
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     keep_freed_memory()
