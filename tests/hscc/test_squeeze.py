@@ -109,6 +109,18 @@ def test_squeezed_layers_go_all_the_way(reconstruction: str, tmp_path) -> None:
         torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_squeeze_of_another_shape_is_refused(tmp_path) -> None:
+    model, data = net_on_grey()
+    fresh = copy.deepcopy(model)
+    hscc.compress_(model, data, hscc.Config(hscc.flops(2.5)))
+    before = {name: p.clone() for name, p in fresh.state_dict().items()}
+    model[0].squeeze = nn.Parameter(model[0].squeeze.detach().T.contiguous())  # as it was stored once: (c, C)
+    hscc.save(model, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"squeeze: got torch.float32 \(1, 3\), expected torch.float32 \(C, 1\)"):
+        hscc.load_(fresh, tmp_path / "m.safetensors")
+    assert all(torch.equal(p, before[name]) for name, p in fresh.state_dict().items())
+
+
 def test_without_squeeze_there_is_none() -> None:
     model, data = net_on_grey()
     report = hscc.compress_(model, data, hscc.Config(hscc.flops(2.5), squeeze=False))
