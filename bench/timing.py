@@ -47,9 +47,6 @@ double run(long n) {
 """
 
 
-PAUSE = 0.03  # seconds until the threads of the call before stop waiting in a loop, on cores that the next one needs
-
-
 def keep_freed_memory() -> None:
     """Stops glibc from handing large outputs back after each call: their page faults cost up to 0.15 ms a call.
 
@@ -78,7 +75,6 @@ def interleaved(
         call()
     for _ in range(rounds):
         for name, call in calls.items():
-            time.sleep(PAUSE)
             call()  # its own data back into the caches
             end, single = time.perf_counter() + slice_ms / 1e3, []
             while True:

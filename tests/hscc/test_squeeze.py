@@ -114,9 +114,9 @@ def test_a_squeeze_of_another_shape_is_refused(tmp_path) -> None:
     fresh = copy.deepcopy(model)
     hscc.compress_(model, data, hscc.Config(hscc.flops(2.5)))
     before = {name: p.clone() for name, p in fresh.state_dict().items()}
-    model[0].squeeze = nn.Parameter(model[0].squeeze.detach().T.contiguous())  # as it was stored once: (c, C)
+    model[0].squeeze = nn.Parameter(model[0].squeeze.detach().T[..., None, None].contiguous())  # as it was stored once
     hscc.save(model, tmp_path / "m.safetensors")
-    with pytest.raises(ValueError, match=r"squeeze: got torch.float32 \(1, 3\), expected torch.float32 \(C, 1\)"):
+    with pytest.raises(ValueError, match=r"squeeze: got torch.float32 \(1, 3, 1, 1\), expected torch.float32 \(C, 1\)"):
         hscc.load_(fresh, tmp_path / "m.safetensors")
     assert all(torch.equal(p, before[name]) for name, p in fresh.state_dict().items())
 
