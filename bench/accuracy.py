@@ -81,11 +81,9 @@ def run(cell: Cell, finetune_images: int, show: bool) -> dict:
     report = hscc.compress_(model, calibration, cell.config(), show_progress=show)
     seconds = time.perf_counter() - start
     if cell.finetune_epochs:
-        unlabelled = batches(images(cell.data, "train", finetune_images, cell.seed)[0], spec)
         hscc.finetune(
             model,
-            dense,
-            unlabelled,
+            *lessons(cell.data, finetune_images, cell.seed),
             epochs=cell.finetune_epochs,
             also=[""],
             temperature=None,
@@ -150,6 +148,26 @@ def images(data: str, split: str, count: int, seed: int) -> tuple[np.ndarray, np
         return stored["pixels"], stored["labels"]
 
 
+class Answers(nn.Module):
+    """A teacher that is asked once about each batch of a list that stays: epochs and cells share what it said."""
+
+    def __init__(self, teacher: nn.Module):
+        super().__init__()
+        self.teacher, self.known = teacher, {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if id(x) not in self.known:
+            self.known[id(x)] = self.teacher(x)
+        return self.known[id(x)]
+
+
+@cache
+def lessons(data: str, count: int, seed: int) -> tuple[Answers, list[Tensor]]:
+    """The teacher, and unlabelled training images."""
+    dense, spec, _ = example(data)
+    return Answers(dense), batches(images(data, "train", count, seed)[0], spec)
+
+
 @cache
 def dense_hits(data: str, seed: int) -> np.ndarray:
     return hits(example(data)[0], data, seed, False)
@@ -181,7 +199,7 @@ def main(
     params: Annotated[float | None, typer.Option(help="Times fewer parameters, as well.")] = None,
     calibration: Annotated[int, typer.Option(min=1, help="Unlabelled calibration images.")] = 512,
     finetune_epochs: Annotated[int, typer.Option(min=0, help="Epochs of distillation from the dense model.")] = 0,
-    finetune_images: Annotated[int, typer.Option(min=1, help="Unlabelled training images it sees.")] = 8000,
+    finetune_images: Annotated[int, typer.Option(min=1, help="Unlabelled training images it sees.")] = 4000,
     seed: Annotated[int, typer.Option(min=0, help="Of the images drawn and of the clusterings.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="One cell only: write it to this file.")] = None,

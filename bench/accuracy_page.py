@@ -61,7 +61,7 @@ def write(page: Path, cells: Mapping[str, Sequence[dict]]) -> None:
 
 def _setting(cell: Mapping) -> str:
     params = "" if cell["params"] is None else f", {cell['params']:g}x fewer parameters"
-    tuned = f", {cell['finetune_epochs']} epochs" if cell["finetune_epochs"] else ""
+    tuned = f", {cell['finetune_epochs']} epochs of {cell['finetune_images']} images" if cell["finetune_epochs"] else ""
     return f"{cell['calibration']} images{tuned}{params}"
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d
-from hscc_kernels.backward import tap_pixels
+from hscc_kernels.backward import padded_nhwc, windows_of
 
 _INDEX = ("positions", "rows", "channels", "work", "clusters")
 
@@ -168,10 +168,7 @@ def patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
     if any(before):
         x = F.pad(x, before, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
     geometry = Geometry(conv.kernel_size, conv.stride, padding, conv.dilation)
-    taps = tap_pixels(geometry, x.shape[2:], x.device)
-    (pad_h, pad_w), size = padding, geometry.out_size(*x.shape[2:])
-    pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad_w, pad_w, pad_h, pad_h)).flatten(1, 2)
-    return pixels[:, taps.flatten()].reshape(len(x), len(taps), -1).transpose(1, 2).unflatten(2, size)
+    return windows_of(padded_nhwc(x, geometry), geometry).flatten(3).permute(0, 3, 1, 2)
 
 
 def dense_bias(conv: nn.Conv2d) -> Tensor:
