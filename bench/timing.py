@@ -47,6 +47,9 @@ double run(long n) {
 """
 
 
+SPINNING = 0.06  # seconds; seen: ONNX Runtime's threads wait 45 to 50 ms for more work, OpenMP's 5 to 9
+
+
 def keep_freed_memory() -> None:
     """Stops glibc from handing large outputs back after each call: their page faults cost up to 0.15 ms a call.
 
@@ -67,15 +70,20 @@ def interleaved(
     """Milliseconds of each call, a median for every round; a round gives each one a slice of time in turn.
 
     What interrupts one call leaves its slice's median as it is, and what slows the machine for longer slows the whole
-    round: compare calls by :func:`ratio`, round by round.
+    round: compare calls by :func:`ratio`, round by round. On several threads a call runs untimed until the waiting
+    threads of the call before no longer spin on a core that it needs (sleeping would let a shared host take the cores).
     """
+    spinning = SPINNING if torch.get_num_threads() > 1 else 0.0
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
         call()
     for _ in range(rounds):
         for name, call in calls.items():
+            warm = time.perf_counter() + spinning
             call()  # its own data back into the caches
+            while time.perf_counter() < warm:
+                call()
             end, single = time.perf_counter() + slice_ms / 1e3, []
             while True:
                 start = time.perf_counter()

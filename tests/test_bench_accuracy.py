@@ -52,9 +52,11 @@ def study(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(accuracy, "images", images)
     monkeypatch.setattr(accuracy, "TEST_IMAGES", {"fashion_mnist": 150})
     accuracy.dense_hits.cache_clear()
+    accuracy.lessons.cache_clear()
     state.run = run
     yield state
     accuracy.dense_hits.cache_clear()
+    accuracy.lessons.cache_clear()
 
 
 def test_one_cell(study) -> None:
@@ -123,6 +125,14 @@ def test_parameter_limit_and_fine_tuning(study, monkeypatch) -> None:
     assert cell["param_reduction"] >= 5
     assert (seen["epochs"], seen["images"]) == (2, 70)
     assert seen["also"] == [""], "the whole network is trained"
+
+
+def test_the_teacher_is_asked_once_a_batch(study) -> None:
+    teacher, batches = accuracy.lessons("fashion_mnist", 70, 0)
+    first, second = ([teacher(batch) for batch in batches] for _ in range(2))
+    assert all(a is b for a, b in zip(first, second, strict=True))
+    for batch, answer in zip(batches, first, strict=True):
+        torch.testing.assert_close(answer, teacher.teacher(batch))
 
 
 @pytest.mark.parametrize(
