@@ -31,7 +31,8 @@ of all convolutions, and so does the reduction reached. hscc fits each layer, an
 compressed layers before it give; all others fit layer by layer, "activations" to the dense model's outputs on
 calibration data, "weights" to the weight alone. "hscc, one region and cluster" shows what that fit, the sensitivity
 and the squeeze bring without regions, "hscc, inputs not squeezed" what the regions bring without the squeeze; none of
-the rows is fine-tuned unless the heading says so.
+the rows is fine-tuned unless the heading says so. "2 epochs of 4000 images" then means that the whole network learned
+the dense one's outputs for unlabelled training images, with `hscc.finetune` and the same settings for all methods.
 """
 
 
