@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, reference
+from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, backward, reference
 from hscc_kernels.backward import lowrank_conv2d_backward
 from hscc_kernels.testing import CASES, make_inputs, plain
 
@@ -81,6 +81,18 @@ def test_backward_formula_is_the_derivative(case) -> None:
     )
     for mine, theirs, leaf in zip(got, expected, leaves, strict=True):
         torch.testing.assert_close(mine, torch.zeros_like(leaf) if theirs is None else theirs)
+
+
+def test_backward_of_images_in_parts(monkeypatch) -> None:
+    case = next(c for c in CASES if c.name == "clusters")._replace(shape=(5, 2, 9, 7))
+    x, plan, _ = make_inputs(case, torch.float64)
+    y = plain(x, plan, None, "relu")
+    arguments = torch.randn_like(y), x, plan.v, plan.u, y, *plan.tensors, plan.geometry.flat(), "relu", [True] * 4
+    whole = lowrank_conv2d_backward(*arguments)
+    patches = len(plan.positions) * plan.v.shape[1]
+    for images in (0, 1, 2):
+        monkeypatch.setattr(backward, "PATCH_NUMBERS", images * patches)
+        torch.testing.assert_close(lowrank_conv2d_backward(*arguments), whole)
 
 
 def test_backward_skips_what_is_not_needed() -> None:
