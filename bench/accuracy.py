@@ -59,12 +59,13 @@ class Cell:
     params: float | None = None
     calibration: int = 512
     finetune_epochs: int = 0
+    finetune_images: int = 0
     seed: int = 0
 
     @property
     def file(self) -> Path:
         params = "" if self.params is None else f"-p{self.params:g}"
-        tuned = f"-e{self.finetune_epochs}" if self.finetune_epochs else ""
+        tuned = f"-e{self.finetune_epochs}x{self.finetune_images}" if self.finetune_epochs else ""
         name = f"{self.method}-{self.flops:g}x{params}-c{self.calibration}{tuned}-s{self.seed}.json"
         return Path(self.data) / name
 
@@ -72,7 +73,7 @@ class Cell:
         return hscc.Config(hscc.Budget(self.flops, self.params), seed=self.seed, **METHODS[self.method])
 
 
-def run(cell: Cell, finetune_images: int, show: bool) -> dict:
+def run(cell: Cell, show: bool) -> dict:
     """Compresses, fine-tunes if asked, and tests; shares in 0..1, the difference to dense paired image by image."""
     dense, spec, weights = example(cell.data)
     calibration = batches(images(cell.data, "calibration", cell.calibration, cell.seed)[0], spec)
@@ -83,7 +84,7 @@ def run(cell: Cell, finetune_images: int, show: bool) -> dict:
     if cell.finetune_epochs:
         hscc.finetune(
             model,
-            *lessons(cell.data, finetune_images, cell.seed),
+            *lessons(cell.data, cell.finetune_images, cell.seed),
             epochs=cell.finetune_epochs,
             also=[""],
             temperature=None,
@@ -103,7 +104,6 @@ def run(cell: Cell, finetune_images: int, show: bool) -> dict:
         "flop_reduction": report.flop_reduction,
         "param_reduction": report.parameter_reduction,
         "seconds": round(seconds, 2),
-        "finetune_images": finetune_images if cell.finetune_epochs else 0,
         "weights": weights,
         "config": json.loads(cell.config().to_json()),
         "version": hscc.__version__,
@@ -216,21 +216,22 @@ def main(
         raise ValueError(f"got data {data!r} and methods {method}, expected of {list(TEST_IMAGES)} and {list(METHODS)}")
     if threads is not None:
         torch.set_num_threads(threads)
+    taught = finetune_images if finetune_epochs else 0
     cells = [
-        Cell(data, name, reduction, params, calibration, finetune_epochs, seed)
+        Cell(data, name, reduction, params, calibration, finetune_epochs, taught, seed)
         for name, reduction in product(method or METHODS, flops or REDUCTIONS)
     ]
     if json_file is not None:
         if len(cells) != 1:
             raise ValueError(f"json: got {len(cells)} cells, expected one --method and one --flops")
-        result = run(cells[0], finetune_images, True)
+        result = run(cells[0], True)
         _write(json_file, result)
         typer.echo(accuracy_page.sentence(result))
         return
     done = {Cell(**{f.name: cell[f.name] for f in fields(Cell)}) for cell in measured(results, data)}
     for cell in track([cell for cell in cells if cell not in done], "cells", True):
         try:
-            result = run(cell, finetune_images, False)
+            result = run(cell, False)
             typer.echo(accuracy_page.sentence(result))
         except ValueError as error:  # a method that cannot go so far is a result too
             result = {**asdict(cell), "weights": example(data)[2], "refused": str(error)}

@@ -57,7 +57,7 @@ def lowrank_conv2d_backward(
             if need_bias:
                 d_bias[item.region, order] += g.sum(0, dtype=sums)
             if need_u or need_v:
-                patches = windows[:, place // width, place % width].view(-1, v.shape[1])  # [n p, D]
+                patches = windows[:, place // width, place % width].reshape(-1, v.shape[1])  # [n p, D]
             z = patches @ v_rows.T if need_u else None  # [n p, s]
             d_z = g.new_zeros(len(g), item.row_count)
             for c in table:

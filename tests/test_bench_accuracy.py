@@ -125,6 +125,7 @@ def test_parameter_limit_and_fine_tuning(study, monkeypatch) -> None:
     assert cell["param_reduction"] >= 5
     assert (seen["epochs"], seen["images"]) == (2, 70)
     assert seen["also"] == [""], "the whole network is trained"
+    assert cell["finetune_images"] == 70
 
 
 def test_the_teacher_is_asked_once_a_batch(study) -> None:
