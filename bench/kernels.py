@@ -41,7 +41,6 @@ def run_layer(cases: list[Case], batch: int, threads: int, backend: str, compile
         plan = make_plan(case)
         biases = bias.expand(plan.regions, -1).contiguous()  # a row a region, as HSCConv2d keeps it
 
-        @torch.inference_mode()
         def ours(plan=plan, biases=biases):
             return lowrank_conv2d(x, plan, biases, activation="relu", backend=backend)
 

@@ -9,6 +9,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import hscc
@@ -81,14 +82,6 @@ def onnx_model(model: nn.Sequential, x: Tensor) -> bytes:
     return built.SerializeToString()
 
 
-def call(module: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
-    @torch.inference_mode()
-    def run():
-        return module(x)
-
-    return run
-
-
 def aot(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     """The model as an AOTInductor package, which calls no Python between its layers."""
     with tempfile.TemporaryDirectory() as folder:
@@ -98,9 +91,9 @@ def aot(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 def own_calls(model: nn.Module, x: Tensor, compiled: bool) -> Calls:
     """The compressed model eager and, as its peers have it too, compiled: with frozen weights, and ahead of time."""
-    calls = {"eager": call(model, x)}
+    calls = {"eager": partial(model, x)}
     if compiled:
-        calls |= {"compiled": call(torch.compile(model), x), "aot": call(aot(model, x), x)}
+        calls |= {"compiled": partial(torch.compile(model), x), "aot": partial(aot(model, x), x)}
     return calls
 
 
@@ -110,13 +103,14 @@ def measure(models: dict[str, tuple[nn.Module, dict]], x: Tensor, threads: int, 
     peers: Calls = torch_calls(dense, x, compiled)
     if compiled:
         x_last = x.contiguous(memory_format=torch.channels_last)
-        peers["torch_aot"] = call(aot(dense, x_last), x_last)
+        peers["torch_aot"] = partial(aot(dense, x_last), x_last)
     if HAS_ONNX:
         peers |= runtime_calls(onnx_model(dense, x), x, threads)
     rows, calls = [], dict(peers)
     for name, (model, facts) in models.items():
         own, wanted = own_calls(model, x, compiled), references(model, x)  # NCHW, as loaders give it
-        error = max(testing.error_ratio(run(), *wanted) for run in own.values())  # what is timed is what is checked
+        with torch.inference_mode():  # what is timed is what is checked
+            error = max(testing.error_ratio(run(), *wanted) for run in own.values())
         rows.append({"name": name, "batch": len(x), "threads": threads, **facts, "error_ratio": round(error, 4)})
         if error <= 1:
             calls |= {f"{name} {way}": run for way, run in own.items()}

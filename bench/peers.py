@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -54,22 +55,15 @@ class Chain(nn.Module):
 def torch_calls(module: nn.Module, x: Tensor, compiled: bool) -> Calls:
     """Eager NCHW, eager channels last and, with frozen weights, torch.compile."""
 
-    def call(module, x):
-        @torch.inference_mode()
-        def run():
-            return module(x)
-
-        return run
-
     last = copy.deepcopy(module).to(memory_format=torch.channels_last)
     x_last = x.contiguous(memory_format=torch.channels_last)
-    calls = {"torch": call(module, x.contiguous()), "torch_channels_last": call(last, x_last)}
+    calls = {"torch": partial(module, x.contiguous()), "torch_channels_last": partial(last, x_last)}
     if compiled:
         from torch._inductor import config
 
         torch._dynamo.reset()
         config.freezing = True
-        calls["torch_compile"] = call(torch.compile(last), x_last)
+        calls["torch_compile"] = partial(torch.compile(last), x_last)
     return calls
 
 

@@ -64,10 +64,13 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, (1 << 31) - 1)
 
 
+@torch.inference_mode()
 def interleaved(
     calls: dict[str, Callable[[], object]], rounds: int = 15, slice_ms: float = 8.0
 ) -> dict[str, list[float]]:
     """Milliseconds of each call, a median for every round; a round gives each one a slice of time in turn.
+
+    All run in one inference mode: entering it a call would cost more than some calls' own Python.
 
     What interrupts one call leaves its slice's median as it is, and what slows the machine for longer slows the whole
     round: compare calls by :func:`ratio`, round by round. On several threads a call runs untimed until the waiting

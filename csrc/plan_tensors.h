@@ -22,7 +22,7 @@ struct PlanTensors {
   const torch::stable::Tensor& channels;
   const torch::stable::Tensor& work;
   const torch::stable::Tensor& clusters;
-  const std::vector<int64_t>& geometry;
+  const std::vector<int64_t>& sizes;
   const std::string& activation;
 };
 

@@ -41,11 +41,11 @@ int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int6
   return span < 0 ? 0 : span / stride + 1;
 }
 
+// Kernel, stride, padding, dilation, each (height, width).
 Geometry read_geometry(const std::vector<int64_t>& ints) {
-  STD_TORCH_CHECK(ints.size() == 8, "geometry: got ", ints.size(), " ints, expected 8");
   for (size_t i = 0; i < 8; ++i) {
     const int64_t least = i / 2 == 2 ? 0 : 1;  // only the padding may be 0
-    STD_TORCH_CHECK(ints[i] >= least && ints[i] < (1 << 15), "geometry: got ", ints[i], " at ", i, ", expected ", least,
+    STD_TORCH_CHECK(ints[i] >= least && ints[i] < (1 << 15), "sizes: got ", ints[i], " at ", i, ", expected ", least,
                     "..32767");
   }
   return {ints[0], ints[1], ints[2], ints[3], ints[4], ints[5], ints[6], ints[7]};
@@ -108,7 +108,8 @@ PlanView view_plan(const PlanTensors& t) {
                   ", expected none or relu");
 
   PlanView p{};
-  p.geometry = read_geometry(t.geometry);
+  STD_TORCH_CHECK(t.sizes.size() == 10, "sizes: got ", t.sizes.size(), " ints, expected 10");
+  p.geometry = read_geometry(t.sizes);
   const Geometry& g = p.geometry;
   p.batch = t.x.size(0), p.in_channels = t.x.size(1), p.height = t.x.size(2), p.width = t.x.size(3);
   p.out_height = out_size(p.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h);
@@ -129,6 +130,9 @@ PlanView view_plan(const PlanTensors& t) {
   const int64_t position_count = t.positions.numel();
   STD_TORCH_CHECK(p.patch == g.kernel_h * g.kernel_w * p.in_channels, "v: got D = ", p.patch, ", expected ", g.kernel_h,
                   " x ", g.kernel_w, " x ", p.in_channels);
+  STD_TORCH_CHECK(p.out_height == t.sizes[8] && p.out_width == t.sizes[9], "x: got ", p.height, " x ", p.width,
+                  ", which gives an output of ", p.out_height, " x ", p.out_width, ", expected one of ", t.sizes[8],
+                  " x ", t.sizes[9]);
   STD_TORCH_CHECK(position_count == p.out_height * p.out_width, "positions: got ", position_count, ", expected ",
                   p.out_height, " x ", p.out_width);
   if (t.bias) {

@@ -30,12 +30,12 @@ def lowrank_conv2d_backward(
     channels: Tensor,
     work: Tensor,
     clusters: Tensor,
-    geometry: Sequence[int],
+    sizes: Sequence[int],
     activation: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (channels last), v, u and bias (R, O) from that of the output y; unneeded ones are empty."""
-    geometry = Geometry.unflat(geometry)
+    geometry = Geometry.unflat(sizes)
     need_x, need_v, need_u, need_bias = needs
     sums = torch.promote_types(x.dtype, torch.float32)  # halves are summed in float
     d_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else x.new_empty(0)

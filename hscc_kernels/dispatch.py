@@ -52,7 +52,7 @@ BACKENDS = (
 )
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 _PREFERRED = os.environ.get("HSCC_BACKEND")
-_FIRST: dict[tuple[str, torch.dtype], Callable[..., Tensor]] = {}  # by all that an objection can be about
+_RESOLVED: dict[tuple, Callable[..., Tensor]] = {}  # by all that an objection is about
 
 
 def explain(x: Tensor) -> dict[str, str | None]:
@@ -65,7 +65,14 @@ def resolve(x: Tensor, name: str | None = None) -> Callable[..., Tensor]:
 
     Raises BackendUnavailable when a named backend cannot run and ValueError when there is none of that name.
     """
-    name = name or _PREFERRED
+    kind = name, x.dtype, x.is_cpu, x.is_cuda
+    op = _RESOLVED.get(kind)
+    if op is None:
+        op = _RESOLVED[kind] = _resolve(x, name or _PREFERRED)
+    return op
+
+
+def _resolve(x: Tensor, name: str | None) -> Callable[..., Tensor]:
     if name is not None:
         if name not in _BY_NAME:
             raise ValueError(f"backend: got {name!r}, expected one of {list(_BY_NAME)}")
@@ -74,7 +81,4 @@ def resolve(x: Tensor, name: str | None = None) -> Callable[..., Tensor]:
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot run: {reason}")
         return backend.op()
-    kind = x.device.type, x.dtype
-    if kind not in _FIRST:
-        _FIRST[kind] = next(backend.op() for backend in BACKENDS if backend.why_not(x) is None)
-    return _FIRST[kind]
+    return next(backend.op() for backend in BACKENDS if backend.why_not(x) is None)

@@ -1,15 +1,13 @@
-"""The public call: checks, choice of a backend, op."""
+"""The public call: choice of a backend, op, and in the caller's words what the op refuses."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import ops  # noqa: F401  (registers the ops)
+from . import arguments, ops  # noqa: F401  (registers the ops)
 from .dispatch import resolve
 from .plan import PackedPlan
-
-ACTIVATIONS = ("none", "relu")
 
 
 def lowrank_conv2d(
@@ -40,44 +38,16 @@ def lowrank_conv2d(
         RuntimeError: under ``torch.func.grad``, which takes no op of torch.library; ``torch.func.vmap`` works, and for
             gradients ``torch.autograd.grad``.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, expected a torch.Tensor")
-    if not isinstance(plan, PackedPlan):
-        raise TypeError(f"plan: got {type(plan).__name__}, expected a PackedPlan")
-    v, u = plan.v, plan.u
-    if x.device != v.device:
-        raise ValueError(f"x: got device {x.device}, expected {v.device} as the plan's factors")
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, v, u = x.to(dtype), v.to(dtype), u.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    _check(x, plan, v, bias, activation)
-    if bias is not None and bias.ndim == 1:
-        bias = bias.expand(plan.regions, -1)
-    op = resolve(x, backend)
-    return op(x, v, u, bias, *plan.tensors, plan.geometry.flat(), activation)
-
-
-def _check(x: Tensor, plan: PackedPlan, v: Tensor, bias: Tensor | None, activation: str) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: got {activation!r}, expected one of {list(ACTIVATIONS)}")
-    shape = x.shape
-    if len(shape) != 4 or shape[1] != plan.in_channels:
-        raise ValueError(f"x: got shape {tuple(shape)}, expected (N, {plan.in_channels}, H, W)")
-    if x.dtype != v.dtype:
-        raise TypeError(f"x: got {x.dtype}, expected {v.dtype} as the plan's factors")
-    size = plan.geometry.out_size(shape[2], shape[3])
-    if size != plan.out_size:
-        raise ValueError(
-            f"x: got {shape[2]} x {shape[3]}, which gives an output of {size[0]} x {size[1]}, "
-            f"expected one of {plan.out_size[0]} x {plan.out_size[1]} for this plan"
-        )
-    if bias is None:
-        return
-    regions, out_channels = plan.channels.shape
-    if bias.shape not in ((regions, out_channels), (out_channels,)):
-        raise ValueError(
-            f"bias: got shape {tuple(bias.shape)}, expected {(out_channels,)} or {(regions, out_channels)}"
-        )
-    if bias.dtype != x.dtype or bias.device != x.device:
-        raise TypeError(f"bias: got {bias.dtype} on {bias.device}, expected {x.dtype} on {x.device}")
+    try:  # every op refuses what does not fit before it computes; asking first would cost as much as the call
+        v, u, *index, _, _ = plan
+        biases = bias.expand(plan.regions, -1) if bias is not None and bias.ndim == 1 else bias
+        return resolve(x, backend)(x, v, u, biases, *index, plan.sizes, activation)
+    except Exception:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: got {type(x).__name__}, expected a torch.Tensor") from None
+        if not isinstance(plan, PackedPlan):
+            raise TypeError(f"plan: got {type(plan).__name__}, expected a PackedPlan") from None
+        device = x.device.type
+        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        arguments.check(x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, activation, any_dtype=cast)
+        raise

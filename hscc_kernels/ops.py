@@ -11,49 +11,43 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _extension, backward, reference  # noqa: F401  (the extension registers its kernels when it loads)
-from .plan import Geometry
+from . import _extension, arguments, backward, reference  # noqa: F401  (the extension registers its kernels when it loads)
 
 BACKENDS = ("triton", "cpu", "reference")
 
 _SCHEMA = (
     "(Tensor x, Tensor v, Tensor u, Tensor? bias, Tensor positions, Tensor rows, Tensor channels, Tensor work, "
-    "Tensor clusters, int[] geometry, str activation) -> Tensor"
+    "Tensor clusters, int[] sizes, str activation) -> Tensor"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor x, Tensor v, Tensor u, Tensor y, Tensor positions, Tensor rows, Tensor channels, "
-    "Tensor work, Tensor clusters, int[] geometry, str activation, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor work, Tensor clusters, int[] sizes, str activation, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def _fake(x, v, u, bias, positions, rows, channels, work, clusters, geometry: Sequence[int], activation) -> Tensor:
-    height, width = Geometry.unflat(geometry).out_size(*x.shape[2:])
-    torch._check(x.dtype == v.dtype == u.dtype, lambda: f"dtypes: got x {x.dtype}, v {v.dtype}, u {u.dtype}")
-    torch._check(
-        height * width == positions.shape[0],
-        lambda: f"positions: got {positions.shape[0]}, expected {height} x {width} for this input",
-    )
-    size = (x.shape[0], channels.shape[1], height, width)
+def _fake(x, v, u, bias, positions, rows, channels, work, clusters, sizes: Sequence[int], activation) -> Tensor:
+    arguments.check(x, v, u, bias, positions, rows, channels, work, clusters, sizes, activation)
+    size = (x.shape[0], channels.shape[1], sizes[-2], sizes[-1])
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _backward_fake(grad, x, v, u, y, positions, rows, channels, work, clusters, geometry, activation, needs):
+def _backward_fake(grad, x, v, u, y, positions, rows, channels, work, clusters, sizes, activation, needs):
     shapes = (x.shape, v.shape, u.shape, channels.shape)
     d_x, *rest = (x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
     return d_x.contiguous(memory_format=torch.channels_last) if needs[0] else d_x, *rest
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, v, u, bias, *index, geometry, activation = inputs
+    x, v, u, bias, *index, sizes, activation = inputs
     ctx.save_for_backward(x, v, u, output if activation != "none" else output.new_empty(0), *index)
-    ctx.has_bias, ctx.geometry, ctx.activation = bias is not None, geometry, activation
+    ctx.has_bias, ctx.sizes, ctx.activation = bias is not None, sizes, activation
 
 
 def _backward(ctx, grad: Tensor):
     x, v, u, y, *index = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
     needs[3] = needs[3] and ctx.has_bias
-    gradients = torch.ops.hscc.lowrank_conv2d_backward(grad, x, v, u, y, *index, ctx.geometry, ctx.activation, needs)
+    gradients = torch.ops.hscc.lowrank_conv2d_backward(grad, x, v, u, y, *index, ctx.sizes, ctx.activation, needs)
     kept = (g if need else None for g, need in zip(gradients, needs, strict=True))
     return (*kept, *(None,) * (len(index) + 2))
 
@@ -62,7 +56,21 @@ def _refuse_double_backward(ctx, *gradients):
     raise RuntimeError("lowrank_conv2d: double backward is not supported; use the reference function instead")
 
 
+def _autocast(device: str, op: torch._ops.OpOverload):
+    """The op under autocast: floating tensors but those of float64 are cast, as PyTorch does for a convolution."""
+
+    def run(x, v, u, bias, *rest):
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            if x.dtype != torch.float64:
+                x, v, u, bias = (t if t is None or not t.is_floating_point() else t.to(dtype) for t in (x, v, u, bias))
+            return op(x, v, u, bias, *rest)
+
+    return run
+
+
 def _reference(*args) -> Tensor:
+    arguments.check(*args)
     return reference.lowrank_conv2d(*args).contiguous(memory_format=torch.channels_last)
 
 
@@ -78,6 +86,9 @@ def _register() -> None:
         torch.library.define(name, _SCHEMA)
         torch.library.register_fake(name, _fake)
         torch.library.register_autograd(name, _backward, setup_context=_setup_context)
+        op = getattr(torch.ops.hscc, f"lowrank_conv2d_{backend}").default
+        for device in ("cpu", "cuda"):
+            torch.library.impl(name, f"Autocast{device.upper()}")(_autocast(device, op))
     torch.library.impl("hscc::lowrank_conv2d_reference", "default", _reference)
     torch.library.impl("hscc::lowrank_conv2d_triton", ("cpu", "cuda"), _triton)
     name = "hscc::lowrank_conv2d_backward"

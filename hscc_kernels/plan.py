@@ -57,11 +57,12 @@ class Geometry(NamedTuple):
         return (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
 
     def flat(self) -> list[int]:
-        """The eight ints that cross the op boundary: kernel, stride, padding, dilation."""
+        """Eight ints: kernel, stride, padding, dilation."""
         return [*self.kernel, *self.stride, *self.padding, *self.dilation]
 
     @classmethod
     def unflat(cls, ints: Sequence[int]) -> Geometry:
+        """The inverse; more ints than eight may follow."""
         return cls(*((ints[i], ints[i + 1]) for i in (0, 2, 4, 6)))
 
 
@@ -114,6 +115,12 @@ class PackedPlan(NamedTuple):
     @property
     def regions(self) -> int:
         return self.channels.shape[0]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The ten ints of the op's schema: the geometry's and the output size."""
+        kernel, stride, padding, dilation = self.geometry
+        return [*kernel, *stride, *padding, *dilation, *self.out_size]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -25,11 +25,11 @@ def lowrank_conv2d(
     channels: Tensor,
     work: Tensor,
     clusters: Tensor,
-    geometry: Sequence[int],
+    sizes: Sequence[int],
     activation: str,
 ) -> Tensor:
     """x (N, C, H, W), bias (R, O) or None -> (N, O, Ho, Wo), channels last in memory. Differentiable."""
-    geometry = Geometry.unflat(geometry)
+    geometry = Geometry.unflat(sizes)
     patches = im2col(x, geometry)  # [N, P, D]
     out = x.new_zeros(x.shape[0], patches.shape[1], channels.shape[1])  # [N, P, O]
     for item, place, factor_rows in regions_of(positions, rows, work):

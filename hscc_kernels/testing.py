@@ -204,7 +204,7 @@ def plain(x: Tensor, plan: PackedPlan, bias: Tensor | None, activation: str) -> 
     """The reference in the inputs' own dtype, differentiable: what plain PyTorch would give."""
     if bias is not None and bias.ndim == 1:
         bias = bias.expand(plan.regions, -1)
-    return reference.lowrank_conv2d(x, plan.v, plan.u, bias, *plan.tensors, plan.geometry.flat(), activation)
+    return reference.lowrank_conv2d(x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, activation)
 
 
 def error_ratio(got: Tensor, plain: Tensor, exact: Tensor) -> float:

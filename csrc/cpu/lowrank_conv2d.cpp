@@ -103,12 +103,12 @@ std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
 
 Tensor lowrank_conv2d(const Tensor& x, const Tensor& v, const Tensor& u, const std::optional<Tensor>& bias,
                       const Tensor& positions, const Tensor& rows, const Tensor& channels, const Tensor& work,
-                      const Tensor& clusters, const std::vector<int64_t>& geometry, const std::string& activation) {
+                      const Tensor& clusters, const std::vector<int64_t>& sizes, const std::string& activation) {
   const Kernel kernel = chosen_kernel();
   const Tensor v_packed = v.is_contiguous() ? v : torch::stable::contiguous(v);
   const Tensor u_packed = u.is_contiguous() ? u : torch::stable::contiguous(u);
   PlanView plan =
-      view_plan({x, v_packed, u_packed, bias, positions, rows, channels, work, clusters, geometry, activation});
+      view_plan({x, v_packed, u_packed, bias, positions, rows, channels, work, clusters, sizes, activation});
   Tensor out = torch::stable::empty({plan.batch, plan.out_channels, plan.out_height, plan.out_width}, x.scalar_type(),
                                     x.layout(), x.device(), false, MemoryFormat::ChannelsLast);
   if (out.numel() == 0) return out;

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..plan import DENSE, ClusterItem, Geometry, WorkItem
+from ..arguments import check
+from ..plan import DENSE, ClusterItem, Geometry
 from . import autotune
 from .configs import TALLEST, Chip, Config, Problem
 from .kernel import lowrank_conv2d_kernel
@@ -28,7 +29,7 @@ def lowrank_conv2d(
     channels: Tensor,
     work: Tensor,
     clusters: Tensor,
-    geometry: Sequence[int],
+    sizes: Sequence[int],
     activation: str,
     config: Config | None = None,
 ) -> Tensor:
@@ -36,9 +37,8 @@ def lowrank_conv2d(
 
     A plan's first call reads its table of clusters, later ones no tensor.
     """
-    geometry = Geometry.unflat(geometry)
-    out_size = geometry.out_size(*x.shape[2:])
-    _check(x, v, u, bias, positions, channels, work, clusters, geometry, out_size)
+    check(x, v, u, bias, positions, rows, channels, work, clusters, sizes, activation)
+    geometry, out_size = Geometry.unflat(sizes), tuple(sizes[-2:])
     size = (x.shape[0], channels.shape[1], *out_size)
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel() == 0:
@@ -112,19 +112,3 @@ def _needs_64_bits(x: Tensor, out: Tensor, u: Tensor) -> bool:
     image = max(x.numel(), out.numel()) // x.shape[0]
     return max(TALLEST * image, u.numel()) >= 2**31
 
-
-def _check(x, v, u, bias, positions, channels, work, clusters, geometry: Geometry, out_size: tuple[int, int]) -> None:
-    """Shapes and types that the kernel's addresses rest on; values are masked inside it."""
-    patch = geometry.kernel[0] * geometry.kernel[1] * x.shape[1]
-    regions, out_channels = channels.shape
-    if not x.dtype == v.dtype == u.dtype:
-        raise TypeError(f"dtypes: got x {x.dtype}, v {v.dtype}, u {u.dtype}, expected one")
-    for name, got, expected in (
-        ("v", v.shape[1:], (patch,)),
-        ("bias", (regions, out_channels) if bias is None else bias.shape, (regions, out_channels)),
-        ("positions", positions.shape, (out_size[0] * out_size[1],)),
-        ("work", work.shape, (regions, len(WorkItem._fields))),
-        ("clusters", clusters.shape[1:], (len(ClusterItem._fields),)),
-    ):
-        if tuple(got) != tuple(expected):
-            raise ValueError(f"{name}: got shape {tuple(got)}, expected {tuple(expected)}")

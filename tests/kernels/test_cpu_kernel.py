@@ -68,9 +68,9 @@ def test_unknown_instruction_set_is_an_error():
 def call(inputs: testing.Inputs, **changes):
     """The op itself, so that no check in Python comes first."""
     x, plan, bias = inputs
-    names = ("x", "v", "u", "bias", "positions", "rows", "channels", "work", "clusters", "geometry", "activation")
+    names = ("x", "v", "u", "bias", "positions", "rows", "channels", "work", "clusters", "sizes", "activation")
     bias = None if bias is None else bias.expand(plan.regions, -1)
-    values = (x, plan.v, plan.u, bias, *plan.tensors, plan.geometry.flat(), "relu")
+    values = (x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, "relu")
     return torch.ops.hscc.lowrank_conv2d_cpu(*{**dict(zip(names, values, strict=True)), **changes}.values())
 
 
@@ -140,10 +140,11 @@ def test_wrong_shape_or_dtype_is_an_error(name):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"geometry": [3, 3, 1, 1, 1, 1, 1]}, "geometry: got 7 ints"),
-        ({"geometry": [3, 3, 0, 1, 1, 1, 1, 1]}, "geometry: got 0 at 2"),
-        ({"geometry": [3, 3, 1, 1, 2, 1, 1, 1]}, "positions: got 49, expected 9 x 7"),
-        ({"geometry": [3, 2, 1, 1, 1, 1, 1, 1]}, "v: got D = 144"),
+        ({"sizes": [3, 3, 1, 1, 1, 1, 1, 7, 7]}, "sizes: got 9 ints"),
+        ({"sizes": [3, 3, 0, 1, 1, 1, 1, 1, 7, 7]}, "sizes: got 0 at 2"),
+        ({"sizes": [3, 3, 1, 1, 2, 1, 1, 1, 9, 7]}, "positions: got 49, expected 9 x 7"),
+        ({"sizes": [3, 3, 1, 1, 1, 1, 1, 1, 1, 49]}, "x: got 7 x 7, which gives an output of 7 x 7, expected one of 1 x 49"),
+        ({"sizes": [3, 2, 1, 1, 1, 1, 1, 1, 7, 6]}, "v: got D = 144"),
         ({"activation": "gelu"}, "activation: got gelu"),
         ({"bias": torch.zeros(2, 7)}, "bias: got 2 x 7"),
     ],

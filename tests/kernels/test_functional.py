@@ -37,6 +37,7 @@ def test_bad_arguments(change: dict, error: type, match: str) -> None:
 def test_explicit_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     backends = {"cpu": dispatch.Backend("cpu", lambda x: "it is not here")}
     monkeypatch.setattr(dispatch, "_BY_NAME", dispatch._BY_NAME | backends)
+    monkeypatch.setattr(dispatch, "_RESOLVED", {})
     with pytest.raises(BackendUnavailable, match="backend 'cpu' cannot run: it is not here"):
         lowrank_conv2d(X, PLAN, BIAS, backend="cpu")
 

@@ -24,14 +24,13 @@ def samples(op: str):
     for case in CHOSEN:
         x, plan, bias = make_inputs(case, torch.float32)
         bias = None if bias is None else bias.expand(plan.regions, -1).contiguous()
-        geometry = plan.geometry.flat()
         if op == "lowrank_conv2d_backward":
             y = plain(x, plan, bias, case.activation)
-            yield (y, x, plan.v, plan.u, y, *plan.tensors, geometry, case.activation, [True, False, True, True])
+            yield (y, x, plan.v, plan.u, y, *plan.tensors, plan.sizes, case.activation, [True, False, True, True])
         elif op.startswith("lowrank_conv2d_"):
-            yield (x, plan.v, plan.u, bias, *plan.tensors, geometry, case.activation)
+            yield (x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, case.activation)
             leaves = (t.clone().requires_grad_() for t in (x, plan.v, plan.u))
-            yield (*leaves, bias, *plan.tensors, geometry, case.activation)
+            yield (*leaves, bias, *plan.tensors, plan.sizes, case.activation)
         elif op == "_build_info":
             yield ()
             return

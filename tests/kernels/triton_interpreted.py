@@ -118,7 +118,7 @@ def ratio(case, dtype: torch.dtype, seed: int = 0, config: Config | None = None)
     x, plan, bias = testing.make_inputs(case, dtype, seed)
     expand = bias is not None and bias.ndim == 1
     got = module.lowrank_conv2d(
-        x, plan.v, plan.u, bias.expand(plan.regions, -1) if expand else bias, *plan.tensors, plan.geometry.flat(),
+        x, plan.v, plan.u, bias.expand(plan.regions, -1) if expand else bias, *plan.tensors, plan.sizes,
         case.activation, config,
     )  # fmt: skip
     arguments = (x, plan, bias, case.activation)
@@ -249,7 +249,7 @@ def test_a_broken_plan_is_survived(name: str, case: str) -> None:
         if name == "clusters":
             broken[:, 3].clamp_(max=200)
         module.lowrank_conv2d(
-            x, plan.v, plan.u, bias, *(tensors | {name: broken}).values(), plan.geometry.flat(), "relu", LARGE
+            x, plan.v, plan.u, bias, *(tensors | {name: broken}).values(), plan.sizes, "relu", LARGE
         )
 
 
@@ -263,7 +263,7 @@ def test_wrong_shapes_are_refused() -> None:
     ):
         arguments = {"x": x, "v": plan.v, "u": plan.u, "bias": bias, "positions": plan.positions} | kwargs
         with pytest.raises((TypeError, ValueError), match=message):
-            module.lowrank_conv2d(*arguments.values(), *plan.tensors[1:], plan.geometry.flat(), "none")
+            module.lowrank_conv2d(*arguments.values(), *plan.tensors[1:], plan.sizes, "none")
 
 
 def test_layers_of_real_width(poison) -> None:
