@@ -61,6 +61,18 @@ bool is_nhwc(const Tensor& x) {
   return true;
 }
 
+// The output's memory; torch::stable::empty would look its op up by name in each call.
+Tensor empty_nhwc(const PlanView& plan) {
+  const int64_t row = plan.out_width * plan.out_channels;
+  const int64_t size[] = {plan.batch, plan.out_channels, plan.out_height, plan.out_width};
+  const int64_t stride[] = {plan.out_height * row, 1, row, plan.out_channels};
+  const int32_t dtype = plan.bfloat16 ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
+  AtenTensorHandle out = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(4, size, stride, dtype, aoti_torch_device_type_cpu(), 0, &out));
+  return Tensor(out);
+}
+
 // What a position costs: its multiply-adds, and its output in the same unit.
 double position_cost(const PlanView& plan, const WorkItem& item) {
   double cost = double(item.row_count) * double(plan.patch) + double(plan.out_channels);
@@ -109,8 +121,7 @@ Tensor lowrank_conv2d(const Tensor& x, const Tensor& v, const Tensor& u, const s
   const Tensor u_packed = u.is_contiguous() ? u : torch::stable::contiguous(u);
   PlanView plan =
       view_plan({x, v_packed, u_packed, bias, positions, rows, channels, work, clusters, sizes, activation});
-  Tensor out = torch::stable::empty({plan.batch, plan.out_channels, plan.out_height, plan.out_width}, x.scalar_type(),
-                                    x.layout(), x.device(), false, MemoryFormat::ChannelsLast);
+  Tensor out = empty_nhwc(plan);
   if (out.numel() == 0) return out;
   const Tensor x_nhwc = is_nhwc(x) ? x : torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
   plan.x = x_nhwc.const_data_ptr();
