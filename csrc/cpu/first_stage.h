@@ -29,8 +29,8 @@ inline void reduce(Vec* acc, float* out) {
   if constexpr (kCount > kLanes) reduce<kCount - kLanes>(acc + kLanes, out + kLanes);
 }
 
-// A share of the rows that come next, to be fetched into the second-level cache ``step`` numbers at a time: where every
-// region has its own rows, V outgrows that cache and comes from the third level once a tile.
+// What comes next, to be fetched into the second-level cache ``step`` numbers at a time: rows, since V outgrows that
+// cache where every region has its own and comes from the third level once a tile; outputs, as large maps do the same.
 template <typename T>
 struct Ahead {
   const T* next;

@@ -180,14 +180,16 @@ class RegionKernel {
     const int64_t begin = parts.begin(r), count = parts.begin(r + 1) - begin;
     const T* rows[kRows];
     for (int64_t n = 0; n < count; ++n) rows[n] = v_ + order[begin + n] * plan_.patch;
-    // The rows that follow, taken to be neighbours in v: if they are not, prefetching in vain does no harm.
+    // What is needed next: a block's share of the rows that follow, under the last rows its outputs. Both are taken to
+    // be neighbours in memory: where they are not, prefetching in vain does no harm.
     const int64_t next_count = r + 1 < parts.count ? parts.begin(r + 2) - parts.begin(r + 1) : 0;
-    Ahead<T> ahead{next_count ? v_ + order[begin + count] * plan_.patch : rows[0],
-                   next_count * kLanes / (last - first)};
+    const T* next = next_count ? v_ + order[begin + count] * plan_.patch : nullptr;
+    const int64_t numbers = next_count ? next_count * plan_.patch / (last - first) : kPositions * plan_.out_channels;
+    const int64_t step = ceil_div(numbers * kLanes, plan_.patch);
     for (int b = first; b < last; ++b) {
       const Block<T>& block = blocks_[b];
-      dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), ahead);
-      ahead.next += next_count * plan_.patch / (last - first);
+      const T* ahead = next ? next + (b - first) * numbers : out_[block.first];
+      dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), Ahead<T>{ahead, step});
     }
   }
 
