@@ -142,6 +142,15 @@ class PatchBuilder {
     }
   }
 
+  // Where input row ``row`` of a patch starts, counted from its last, or the nearest place inside the image.
+  const T* row_from_below(int64_t image, int64_t position, int64_t row) const {
+    const int64_t out_row = position / plan_.out_width, column = position - out_row * plan_.out_width;
+    const int64_t y = out_row * g_.stride_h - g_.pad_h + (g_.kernel_h - 1) * g_.dilation_h - row;
+    const int64_t x = column * g_.stride_w - g_.pad_w;
+    return x_ + image * image_step_ + smaller(larger(y, 0), plan_.height - 1) * row_step_ +
+           smaller(larger(x, 0), plan_.width - 1) * plan_.in_channels;
+  }
+
   // Copies the patches of a block together: ``packed_length`` numbers a position, the last of them of no meaning.
   void pack(Block<T>& block, const Corners<T>& corners, T* to, const T** pointers) const {
     const int64_t channels = plan_.in_channels, length = packed_length(plan_), run = g_.kernel_w * channels;

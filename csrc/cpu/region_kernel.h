@@ -73,12 +73,15 @@ class RegionKernel {
     }
   }
 
-  void run(const Span& span) {
+  // ``after`` is the span that this thread runs next, without pairs if there is none.
+  void run(const Span& span, const Span& after) {
     enter(span);
     const Parts tiles(ceil_div(span.end - span.begin, kPositions), kMaxBlocks);  // whole blocks but for the last
     for (int64_t t = 0; t < tiles.count; ++t) {
-      run_tile(span.begin + tiles.begin(t) * kPositions,
-               smaller(span.begin + tiles.begin(t + 1) * kPositions, span.end));
+      const int64_t end = smaller(span.begin + tiles.begin(t + 1) * kPositions, span.end);
+      next_ = end < span.end ? Span{span.item, end, span.end} : after;
+      new_rows_ = end < span.end ? plan_.geometry.stride_h : plan_.geometry.kernel_h;
+      run_tile(span.begin + tiles.begin(t) * kPositions, end);
     }
   }
 
@@ -180,16 +183,27 @@ class RegionKernel {
     const int64_t begin = parts.begin(r), count = parts.begin(r + 1) - begin;
     const T* rows[kRows];
     for (int64_t n = 0; n < count; ++n) rows[n] = v_ + order[begin + n] * plan_.patch;
-    // What is needed next: a block's share of the rows that follow, under the last rows its outputs. Both are taken to
-    // be neighbours in memory: where they are not, prefetching in vain does no harm.
-    const int64_t next_count = r + 1 < parts.count ? parts.begin(r + 2) - parts.begin(r + 1) : 0;
-    const T* next = next_count ? v_ + order[begin + count] * plan_.patch : nullptr;
-    const int64_t numbers = next_count ? next_count * plan_.patch / (last - first) : kPositions * plan_.out_channels;
-    const int64_t step = ceil_div(numbers * kLanes, plan_.patch);
+    const int64_t left = parts.count - 1 - r;
     for (int b = first; b < last; ++b) {
       const Block<T>& block = blocks_[b];
-      const T* ahead = next ? next + (b - first) * numbers : out_[block.first];
-      dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), Ahead<T>{ahead, step});
+      // What is needed next: under the last rows the block's outputs, before them input rows of the tile that follows,
+      // else a share of the next rows of V. All are taken to be neighbours in memory: if not, no harm is done.
+      Ahead<T> ahead{};
+      int64_t numbers = 0;
+      if (left == 0) {
+        ahead.next = out_[block.first], numbers = block.positions * plan_.out_channels;
+      } else if (left <= new_rows_ && next_.begin + block.first < next_.end) {
+        const WorkItem& item = *next_.item;
+        const int64_t i = next_.begin + block.first, image = i / item.position_count;
+        const int32_t position = plan_.positions[item.position_start + i - image * item.position_count];
+        ahead.next = patches_.row_from_below(image, position, left - 1);
+        numbers = block.positions * plan_.geometry.stride_w * plan_.in_channels;
+      } else {
+        numbers = (parts.begin(r + 2) - parts.begin(r + 1)) * plan_.patch / (last - first);
+        ahead.next = v_ + order[begin + count] * plan_.patch + (b - first) * numbers;
+      }
+      ahead.step = ceil_div(numbers * kLanes, plan_.patch);
+      dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), ahead);
     }
   }
 
@@ -244,6 +258,8 @@ class RegionKernel {
   PatchBuilder<T>& patches_;
   const WorkItem* item_ = nullptr;
   bool permuted_ = false, in_panels_ = false;
+  Span next_{};           // the tile that follows begins where this does,
+  int64_t new_rows_ = 0;  // and has so many input rows that this one has not
   int64_t z_stride_ = 0;
   int block_count_ = 0;
   Corners<T> corners_{};
@@ -270,7 +286,7 @@ void run_as(const PlanView& plan, const Span* spans, int64_t span_count) {
   if (max_rows > 0) __builtin_memset(buffers.zeros, 0, size_t(plan.geometry.kernel_w * plan.in_channels) * sizeof(T));
   PatchBuilder<T> patches(plan, buffers.zeros, buffers.inside, buffers.runs);
   RegionKernel<T> kernel(plan, buffers, patches);
-  for (int64_t s = 0; s < span_count; ++s) kernel.run(spans[s]);
+  for (int64_t s = 0; s < span_count; ++s) kernel.run(spans[s], s + 1 < span_count ? spans[s + 1] : Span{});
 }
 
 inline void run(const PlanView& plan, const Span* spans, int64_t span_count) {
