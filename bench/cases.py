@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,9 +88,14 @@ class Case(NamedTuple):
         return f"{self.layer.name}/R{self.regions}/K{self.clusters}/{self.reduction:g}x"
 
 
-def select(every: bool = False, names: list[str] | None = None, kernel: int | None = None) -> list[Case]:
+def select(
+    every: bool = False,
+    names: list[str] | None = None,
+    kernel: int | None = None,
+    reductions: Sequence[float] = REDUCTIONS,
+) -> list[Case]:
     """The short default list, all cases, or those whose name starts with one of ``names``."""
-    grid = [Case(layer, r, k, f) for layer in LAYERS.values() for r in REGIONS for k in CLUSTERS for f in REDUCTIONS]
+    grid = [Case(layer, r, k, f) for layer in LAYERS.values() for r in REGIONS for k in CLUSTERS for f in reductions]
     if names:
         cases = [case for case in grid if case.name.startswith(tuple(names))]
     elif every:

@@ -13,7 +13,7 @@ import torch
 from hscc_kernels import explain, lowrank_conv2d, testing
 
 from . import peers
-from .cases import LAYERS, Case, make_input, make_plan, select
+from .cases import LAYERS, REDUCTIONS, Case, make_input, make_plan, select
 from .timing import header, interleaved, keep_freed_memory, ratio
 
 
@@ -127,12 +127,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--all", action="store_true", help="the whole table; hours")
     parser.add_argument("--case", action="append", help="cases whose name starts so, as resnet18_2/R4/K1; repeatable")
+    parser.add_argument("--reduction", type=float, action="append", help="instead of 3, 5.3, 10 and 20; repeatable")
     parser.add_argument("--kernel", type=int, help="only layers of this kernel size")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", help="write the results to this file")
     args = parser.parse_args(argv)
-    cases = select(args.all, args.case, args.kernel)
+    cases = select(args.all, args.case, args.kernel, args.reduction or REDUCTIONS)
     if not cases:
         parser.error(f"no case starts with {args.case}; layers: {', '.join(LAYERS)}")
     reason = explain(make_input(cases[0].layer, 1)).get(args.backend, "there is no such backend")

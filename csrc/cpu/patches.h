@@ -143,8 +143,9 @@ class PatchBuilder {
   }
 
   // Where input row ``row`` of a patch starts, counted from its last, or the nearest place inside the image.
-  const T* row_from_below(int64_t image, int64_t position, int64_t row) const {
-    const int64_t out_row = position / plan_.out_width, column = position - out_row * plan_.out_width;
+  const T* row_from_below(int64_t image, int32_t position, int64_t row) const {
+    const int64_t out_row = int64_t((double(position) + 0.5) * columns_);
+    const int64_t column = position - out_row * plan_.out_width;
     const int64_t y = out_row * g_.stride_h - g_.pad_h + (g_.kernel_h - 1) * g_.dilation_h - row;
     const int64_t x = column * g_.stride_w - g_.pad_w;
     return x_ + image * image_step_ + smaller(larger(y, 0), plan_.height - 1) * row_step_ +

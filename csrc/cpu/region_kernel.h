@@ -99,20 +99,19 @@ class RegionKernel {
     }
     const int32_t* order = plan_.channels + item.region * plan_.out_channels;
     const T* bias = plan_.bias ? static_cast<const T*>(plan_.bias) + item.region * plan_.bias_region_stride : nullptr;
-    for (int64_t c = 0; c < plan_.out_channels; ++c) {
-      b_.bias[c] = bias ? get(bias + order[c] * plan_.bias_channel_stride) : 0;
-      b_.inverse[c] = 0;
-    }
-    permuted_ = false;
+    int32_t moved = 0;
     for (int32_t k = 0; k < item.cluster_count; ++k) {
       const ClusterItem& c = plan_.clusters[item.cluster_start + k];
-      for (int32_t i = 1; i < c.channel_count; ++i) {
-        permuted_ |= order[c.channel_start + i] != order[c.channel_start] + i;
-      }
+      const int32_t* channels = order + c.channel_start;
+      for (int32_t i = 1; i < c.channel_count; ++i) moved |= channels[i] ^ (channels[0] + i);
     }
+    permuted_ = moved != 0;
     if (permuted_) {
+      for (int64_t c = 0; c < plan_.out_channels; ++c) b_.inverse[c] = 0;  // should a channel be missing
       for (int64_t c = 0; c < plan_.out_channels; ++c) b_.inverse[order[c]] = int32_t(c);
     }
+    const int64_t stride = plan_.bias_channel_stride;
+    for (int64_t c = 0; c < plan_.out_channels; ++c) b_.bias[c] = bias ? get(bias + order[c] * stride) : 0;
   }
 
   void run_tile(int64_t begin, int64_t end) {
@@ -183,28 +182,30 @@ class RegionKernel {
     const int64_t begin = parts.begin(r), count = parts.begin(r + 1) - begin;
     const T* rows[kRows];
     for (int64_t n = 0; n < count; ++n) rows[n] = v_ + order[begin + n] * plan_.patch;
+    // What is needed next: under the last rows a block's outputs, before them input rows of the tile that follows, else
+    // a share of the next rows of V. All are taken to be neighbours in memory: where they are not, no harm is done.
     const int64_t left = parts.count - 1 - r;
-    for (int b = first; b < last; ++b) {
+    const bool pixels = 0 < left && left <= new_rows_;
+    const T* next = left > 0 ? v_ + order[begin + count] * plan_.patch : nullptr;
+    const int64_t share = left > 0 ? (parts.begin(r + 2) - parts.begin(r + 1)) * plan_.patch / (last - first) : 0;
+    const int64_t numbers = left == 0 ? kPositions * plan_.out_channels
+                            : pixels  ? kPositions * plan_.geometry.stride_w * plan_.in_channels
+                                      : share;
+    const int64_t step = ceil_div(numbers * kLanes, plan_.patch);
+    for (int b = first; b < last; ++b, next += share) {
       const Block<T>& block = blocks_[b];
-      // What is needed next: under the last rows the block's outputs, before them input rows of the tile that follows,
-      // else a share of the next rows of V. All are taken to be neighbours in memory: if not, no harm is done.
-      Ahead<T> ahead{};
-      int64_t numbers = 0;
-      if (left == 0) {
-        ahead.next = out_[block.first], numbers = block.positions * plan_.out_channels;
-      } else if (left <= new_rows_ && next_.begin + block.first < next_.end) {
-        const WorkItem& item = *next_.item;
-        const int64_t i = next_.begin + block.first, image = i / item.position_count;
-        const int32_t position = plan_.positions[item.position_start + i - image * item.position_count];
-        ahead.next = patches_.row_from_below(image, position, left - 1);
-        numbers = block.positions * plan_.geometry.stride_w * plan_.in_channels;
-      } else {
-        numbers = (parts.begin(r + 2) - parts.begin(r + 1)) * plan_.patch / (last - first);
-        ahead.next = v_ + order[begin + count] * plan_.patch + (b - first) * numbers;
-      }
-      ahead.step = ceil_div(numbers * kLanes, plan_.patch);
-      dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), ahead);
+      const int64_t i = next_.begin + block.first;
+      const T* ahead = left == 0 ? out_[block.first] : pixels && i < next_.end ? new_row(i, left - 1) : next;
+      dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), Ahead<T>{ahead, step});
     }
+  }
+
+  // Input row ``row``, counted from the last, of pair i of the tile that follows.
+  const T* new_row(int64_t i, int64_t row) const {
+    const WorkItem& item = *next_.item;
+    const int64_t image = i < item.position_count ? 0 : i / item.position_count;
+    const int32_t position = plan_.positions[item.position_start + i - image * item.position_count];
+    return patches_.row_from_below(image, position, row);
   }
 
   void second_stage() {
