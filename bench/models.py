@@ -114,7 +114,7 @@ def measure(models: dict[str, tuple[nn.Module, dict]], x: Tensor, threads: int, 
         rows.append({"name": name, "batch": len(x), "threads": threads, **facts, "error_ratio": round(error, 4)})
         if error <= 1:
             calls |= {f"{name} {way}": run for way, run in own.items()}
-    times = interleaved(calls, rounds)
+    times = interleaved(calls, rounds, slice_ms=100.0)  # several calls even of the dense network at batch 8
     ms = {name: statistics.median(rounds) for name, rounds in times.items()}
     for row in rows:
         own = {way: ms[f"{row['name']} {way}"] for way in WAYS if f"{row['name']} {way}" in ms}

@@ -56,15 +56,17 @@ def _refuse_double_backward(ctx, *gradients):
     raise RuntimeError("lowrank_conv2d: double backward is not supported; use the reference function instead")
 
 
-def _autocast(device: str, op: torch._ops.OpOverload):
+def _autocast(device: str, backend: str):
     """The op under autocast: floating tensors but those of float64 are cast, as PyTorch does for a convolution."""
+    op = getattr(torch.ops.hscc, f"lowrank_conv2d_{backend}").default
 
     def run(x, v, u, bias, *rest):
-        dtype = torch.get_autocast_dtype(device)
+        wanted = x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(device)
+        dtype = torch.float32 if backend == "cpu" and wanted == torch.float16 else wanted  # it has no float16
         with torch.autocast(device, enabled=False):
             if x.dtype != torch.float64:
                 x, v, u, bias = (t if t is None or not t.is_floating_point() else t.to(dtype) for t in (x, v, u, bias))
-            return op(x, v, u, bias, *rest)
+            return op(x, v, u, bias, *rest).to(wanted)
 
     return run
 
@@ -86,9 +88,8 @@ def _register() -> None:
         torch.library.define(name, _SCHEMA)
         torch.library.register_fake(name, _fake)
         torch.library.register_autograd(name, _backward, setup_context=_setup_context)
-        op = getattr(torch.ops.hscc, f"lowrank_conv2d_{backend}").default
         for device in ("cpu", "cuda"):
-            torch.library.impl(name, f"Autocast{device.upper()}")(_autocast(device, op))
+            torch.library.impl(name, f"Autocast{device.upper()}")(_autocast(device, backend))
     torch.library.impl("hscc::lowrank_conv2d_reference", "default", _reference)
     torch.library.impl("hscc::lowrank_conv2d_triton", ("cpu", "cuda"), _triton)
     name = "hscc::lowrank_conv2d_backward"

@@ -19,10 +19,11 @@ ALLOWED = {
         "plan": set(),
         "_extension": set(),
         "reference": {"plan"},
+        "arguments": {"plan"},
         "backward": {"plan", "reference"},
-        "ops": {"_extension", "backward", "reference", "plan", "triton_kernels"},
+        "ops": {"_extension", "arguments", "backward", "reference", "triton_kernels"},
         "dispatch": {"_extension", "errors"},
-        "functional": {"dispatch", "ops", "plan"},
+        "functional": {"arguments", "dispatch", "ops", "plan"},
         "testing": {"reference", "plan"},
     },
     "hscc": {

@@ -34,6 +34,30 @@ def test_bad_arguments(change: dict, error: type, match: str) -> None:
         lowrank_conv2d(**arguments)
 
 
+@pytest.mark.parametrize("backend", [name for name, reason in explain(X).items() if reason is None])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x": X.mT},  # 8 x 10: as many outputs as 10 x 8 gives, but another map
+        {"x": X[:, :5]},
+        {"x": X.double()},
+        {"bias": BIAS[:, 1:]},
+        {"bias": BIAS.double()},
+        {"activation": "gelu"},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_every_backend_refuses_by_itself(backend: str, change: dict) -> None:
+    """The public call asks no question first, so the op has to."""
+    arguments = {"x": X, "bias": BIAS, "activation": "relu"} | change
+    x, bias, activation = arguments.values()
+    op = getattr(torch.ops.hscc, f"lowrank_conv2d_{backend}")
+    with pytest.raises((TypeError, ValueError, RuntimeError), match="got .*, expected "):
+        op(x, PLAN.v, PLAN.u, bias, *PLAN.tensors, PLAN.sizes, activation)
+    with pytest.raises((TypeError, ValueError), match="got .*, expected "):
+        lowrank_conv2d(x, PLAN, bias, activation=activation, backend=backend)
+
+
 def test_explicit_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     backends = {"cpu": dispatch.Backend("cpu", lambda x: "it is not here")}
     monkeypatch.setattr(dispatch, "_BY_NAME", dispatch._BY_NAME | backends)
@@ -50,8 +74,26 @@ def test_reference_takes_what_kernels_refuse() -> None:
     torch.testing.assert_close(y, plain(X.double(), PLAN.to(torch.float64), BIAS.double(), "none"))
 
 
-def test_autocast_casts_like_a_convolution() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_autocast_casts_like_a_convolution(compiled: bool, dtype: torch.dtype) -> None:
+    x = X.clone().requires_grad_()
+    function = torch.compile(lowrank_conv2d, fullgraph=True) if compiled else lowrank_conv2d
+    with torch.autocast("cpu", dtype):
+        y = function(x, PLAN, BIAS)
+        again = function(y.detach()[:, :16], PLAN, BIAS)  # a half beside float32
+    assert y.dtype == again.dtype == dtype
+    exact = lowrank_conv2d(x, PLAN, BIAS)
+    torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.05)
+    (grad,) = torch.autograd.grad(y.float().sum(), x)
+    (wanted,) = torch.autograd.grad(exact.sum(), x)
+    assert grad.dtype == torch.float32
+    torch.testing.assert_close(grad, wanted, rtol=0.05, atol=0.05)
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    plan = PLAN.to(torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
-        y = lowrank_conv2d(X, PLAN, BIAS)
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), lowrank_conv2d(X, PLAN, BIAS), rtol=0.05, atol=0.05)
+        assert lowrank_conv2d(X.double(), plan, BIAS.double()).dtype == torch.float64
+        with pytest.raises(ValueError, match="x: got 9 x 8"):
+            lowrank_conv2d(X[:, :, 1:], PLAN, BIAS)

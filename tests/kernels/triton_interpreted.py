@@ -256,9 +256,9 @@ def test_a_broken_plan_is_survived(name: str, case: str) -> None:
 def test_wrong_shapes_are_refused() -> None:
     x, plan, bias = testing.make_inputs(CASES["plain"], torch.float32)
     for kwargs, message in (
-        ({"v": plan.v[:, 1:]}, "v: got shape"),
+        ({"v": plan.v[:, 1:]}, "x: got shape"),
         ({"bias": bias[:, 1:]}, "bias: got shape"),
-        ({"u": plan.u.half()}, "dtypes: got"),
+        ({"u": plan.u.half()}, "u: got torch.float16"),
         ({"positions": plan.positions[1:]}, "positions: got shape"),
     ):
         arguments = {"x": x, "v": plan.v, "u": plan.u, "bias": bias, "positions": plan.positions} | kwargs
