@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _extension, arguments, backward, reference  # noqa: F401  (the extension registers its kernels when it loads)
+from . import _extension, arguments, backward, reference  # noqa: F401  (loading the extension registers its kernels)
 
 BACKENDS = ("triton", "cpu", "reference")
 

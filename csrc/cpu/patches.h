@@ -148,8 +148,8 @@ class PatchBuilder {
     const int64_t column = position - out_row * plan_.out_width;
     const int64_t y = out_row * g_.stride_h - g_.pad_h + (g_.kernel_h - 1) * g_.dilation_h - row;
     const int64_t x = column * g_.stride_w - g_.pad_w;
-    return x_ + image * image_step_ + smaller(larger(y, 0), plan_.height - 1) * row_step_ +
-           smaller(larger(x, 0), plan_.width - 1) * plan_.in_channels;
+    return x_ + image * image_step_ + larger(smaller(y, plan_.height - 1), 0) * row_step_ +
+           larger(smaller(x, plan_.width - 1), 0) * plan_.in_channels;
   }
 
   // Copies the patches of a block together: ``packed_length`` numbers a position, the last of them of no meaning.

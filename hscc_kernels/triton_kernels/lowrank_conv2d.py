@@ -111,4 +111,3 @@ def _needs_64_bits(x: Tensor, out: Tensor, u: Tensor) -> bool:
     """Offsets count from a tile's first image, and a tile may reach over as many images as it has pairs."""
     image = max(x.numel(), out.numel()) // x.shape[0]
     return max(TALLEST * image, u.numel()) >= 2**31
-

@@ -52,9 +52,9 @@ def test_every_backend_refuses_by_itself(backend: str, change: dict) -> None:
     arguments = {"x": X, "bias": BIAS, "activation": "relu"} | change
     x, bias, activation = arguments.values()
     op = getattr(torch.ops.hscc, f"lowrank_conv2d_{backend}")
-    with pytest.raises((TypeError, ValueError, RuntimeError), match="got .*, expected "):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=r"got .*, expected "):
         op(x, PLAN.v, PLAN.u, bias, *PLAN.tensors, PLAN.sizes, activation)
-    with pytest.raises((TypeError, ValueError), match="got .*, expected "):
+    with pytest.raises((TypeError, ValueError), match=r"got .*, expected "):
         lowrank_conv2d(x, PLAN, bias, activation=activation, backend=backend)
 
 

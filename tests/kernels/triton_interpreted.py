@@ -248,9 +248,7 @@ def test_a_broken_plan_is_survived(name: str, case: str) -> None:
             broken[:, 6].clamp_(max=200)
         if name == "clusters":
             broken[:, 3].clamp_(max=200)
-        module.lowrank_conv2d(
-            x, plan.v, plan.u, bias, *(tensors | {name: broken}).values(), plan.sizes, "relu", LARGE
-        )
+        module.lowrank_conv2d(x, plan.v, plan.u, bias, *(tensors | {name: broken}).values(), plan.sizes, "relu", LARGE)
 
 
 def test_wrong_shapes_are_refused() -> None:
