@@ -31,6 +31,7 @@ def run_layer(cases: list[Case], batch: int, threads: int, backend: str, compile
     x = make_input(layer, batch)
     bias = torch.randn(layer.out_channels, generator=torch.Generator().manual_seed(2))
     weight = torch.randn(layer.out_channels, layer.in_channels, layer.kernel, layer.kernel) / math.sqrt(layer.patch)
+    torch._dynamo.reset()  # once a layer: later it would compile the dense peer again, its weights not frozen
     dense = peers.all_peers(x, [weight], bias, layer, threads, compiled)
     rows = []
     for case in cases:

@@ -101,6 +101,7 @@ def own_calls(model: nn.Module, x: Tensor, compiled: bool) -> Calls:
 def measure(models: dict[str, tuple[nn.Module, dict]], x: Tensor, threads: int, compiled: bool, rounds: int):
     """A row for each compressed model (by name, with what it is), timed in turn with the dense peers."""
     dense = accuracy.example(DATA)[0]
+    torch._dynamo.reset()
     peers: Calls = torch_calls(dense, x, compiled)
     if compiled:
         x_last = x.contiguous(memory_format=torch.channels_last)

@@ -61,7 +61,6 @@ def torch_calls(module: nn.Module, x: Tensor, compiled: bool) -> Calls:
     if compiled:
         from torch._inductor import config
 
-        torch._dynamo.reset()
         calls["torch_compile"] = partial(torch.compile(last), x_last)
         with config.patch(freezing=True), torch.inference_mode():  # for this call alone: it slows compressed networks
             calls["torch_compile"]()

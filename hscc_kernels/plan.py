@@ -119,7 +119,7 @@ class PackedPlan(NamedTuple):
     @property
     def sizes(self) -> list[int]:
         """The ten ints of the op's schema: the geometry's and the output size."""
-        kernel, stride, padding, dilation = self.geometry
+        kernel, stride, padding, dilation = self.geometry  # not flat(): with cold caches each call in Python costs
         return [*kernel, *stride, *padding, *dilation, *self.out_size]
 
     @property

@@ -30,7 +30,7 @@ inline void reduce(Vec* acc, float* out) {
 }
 
 // What comes next, to be fetched into the second-level cache ``step`` numbers at a time: rows, since V outgrows that
-// cache where every region has its own and comes from the third level once a tile; outputs, as large maps do the same.
+// cache where every region has its own and comes from the third level once a tile; pixels and outputs of large maps.
 template <typename T>
 struct Ahead {
   const T* next;
