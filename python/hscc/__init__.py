@@ -7,6 +7,7 @@ from .config import Budget, Config, energy, flops, params
 from .finetune import FinetuneReport, finetune
 from .fuse import fuse_relu_
 from .layer import HSCConv2d
+from .projection import Projection, SqueezedConv2d
 from .report import LayerReport, Report
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "FinetuneReport",
     "HSCConv2d",
     "LayerReport",
+    "Projection",
     "Report",
+    "SqueezedConv2d",
     "__version__",
     "apply_",
     "compress_",

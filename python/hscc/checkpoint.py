@@ -14,10 +14,11 @@ from hscc_kernels import Geometry, PackedPlan
 
 from .chains import ConvChain
 from .layer import HSCConv2d
+from .projection import Projection, SqueezedConv2d
 from .report import Report
 from .surgery import channels_last_, swap_
 
-_KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 1
+_KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 2
 _STAGE = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
 _TENSORS = ("v", "u", "bias", "positions", "rows", "channels", "work", "clusters")
 
@@ -38,7 +39,9 @@ def save(
     from safetensors.torch import save as to_bytes
 
     names = list(model.named_modules(remove_duplicate=False))
-    layers = {name: _describe(module) for name, module in names if isinstance(module, (HSCConv2d, ConvChain))}
+    inner = {id(module.conv) for _, module in names if isinstance(module, SqueezedConv2d)}
+    ours = (HSCConv2d, SqueezedConv2d, ConvChain)
+    layers = {name: _describe(m) for name, m in names if isinstance(m, ours) and id(m) not in inner}
     if not layers:
         raise ValueError("model: got one without HSCConv2d or ConvChain, expected a compressed model")
     tensors, first, shared = {}, {}, {}
@@ -127,9 +130,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     return load_file(path), header
 
 
-def _describe(layer: HSCConv2d | ConvChain) -> dict:
+def _describe(layer: HSCConv2d | SqueezedConv2d | ConvChain) -> dict:
     if isinstance(layer, ConvChain):
         return {"stages": [{name: getattr(conv, name) for name in _STAGE} for conv in layer]}
+    layer = layer.conv if isinstance(layer, SqueezedConv2d) else layer
     return {
         "geometry": layer.geometry.flat(),
         "out_size": layer.out_size,
@@ -139,13 +143,25 @@ def _describe(layer: HSCConv2d | ConvChain) -> dict:
     }
 
 
-def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | ConvChain:
+def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | SqueezedConv2d | ConvChain:
     if "stages" in layer:
         return _build_chain(tensors, layer["stages"], where)
-    if set(tensors) - {"squeeze"} != set(_TENSORS):  # most layers have no squeeze
-        raise ValueError(f"{where}: got tensors {sorted(tensors)}, expected {sorted(_TENSORS)}")
-    v, u, bias, *index = (tensors[part] for part in _TENSORS)
-    squeeze = tensors.get("squeeze")
+    weight = tensors.get("squeeze.weight")
+    prefix = "" if weight is None else "conv."
+    expected = {f"{prefix}{part}" for part in _TENSORS} | ({"squeeze.weight"} if prefix else set())
+    if set(tensors) != expected:
+        raise ValueError(f"{where}: got tensors {sorted(tensors)}, expected {sorted(expected)}")
+    conv = _build_factors([tensors[f"{prefix}{part}"] for part in _TENSORS], layer)
+    if weight is None:
+        return conv
+    if (weight.ndim, weight.shape[-1:], weight.dtype) != (2, (conv.in_channels,), conv.v.dtype):
+        expected = f"{conv.v.dtype} (C, {conv.in_channels})"
+        raise ValueError(f"squeeze: got {weight.dtype} {tuple(weight.shape)}, expected {expected}")
+    return SqueezedConv2d.of(Projection(weight), conv)
+
+
+def _build_factors(tensors: list[Tensor], layer: dict) -> HSCConv2d:
+    v, u, bias, *index = tensors
     try:
         geometry, out_size = Geometry.unflat(layer["geometry"]), tuple(layer["out_size"])
         options = {name: layer[name] for name in ("padding", "padding_mode", "activation")}
@@ -154,10 +170,7 @@ def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | C
     plan = PackedPlan(v, u, *index, geometry, out_size).validate()
     if bias.shape != plan.channels.shape or bias.dtype != v.dtype:
         raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {v.dtype} {tuple(plan.channels.shape)}")
-    if squeeze is not None and (squeeze.ndim, squeeze.shape[-1:], squeeze.dtype) != (2, (plan.in_channels,), v.dtype):
-        expected = f"{v.dtype} (C, {plan.in_channels})"
-        raise ValueError(f"squeeze: got {squeeze.dtype} {tuple(squeeze.shape)}, expected {expected}")
-    return HSCConv2d(plan, bias, squeeze=squeeze, **options)
+    return HSCConv2d(plan, bias, **options)
 
 
 def _build_chain(tensors: dict[str, Tensor], stages: list[dict], where: str) -> ConvChain:

@@ -69,8 +69,9 @@ def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_p
     """Compresses a trained model in place.
 
     Args:
-        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d` (by chains of plain ones for the methods
-            "tucker2" and "spatial_svd"). Sequential reconstruction also refits its last ``nn.Linear``; all else stays.
+        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d`, :class:`SqueezedConv2d` or, for the
+            methods "tucker2" and "spatial_svd", chains of plain ones. Sequential reconstruction also refits its last
+            ``nn.Linear``; all else stays.
         calibration: re-iterable batches (tensor, tuple or list whose first item is the input, or dict of keywords);
             a few hundred unlabelled samples of one size.
         config: what to do and how far.

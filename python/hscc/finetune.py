@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from . import calibrate
 from .checkpoint import read_metadata
 from .layer import HSCConv2d
+from .projection import Projection
 
 _KEY, _TYPE, _VERSION = "hscc", "hscc.finetune", 1
 _ADAM = ("step", "exp_avg", "exp_avg_sq")  # what the optimizer keeps of each parameter
@@ -251,7 +252,8 @@ def _trained(student: nn.Module, teacher: nn.Module, also: Sequence[str]) -> dic
     modules = dict(student.named_modules(remove_duplicate=False))
     if unknown := sorted(set(also) - set(modules)):
         raise ValueError(f"also: got unknown modules {unknown}, expected names of modules of the student")
-    chosen = {id(p) for name, m in modules.items() if isinstance(m, HSCConv2d) or name in also for p in m.parameters()}
+    ours = (HSCConv2d, Projection)
+    chosen = {id(p) for name, m in modules.items() if isinstance(m, ours) or name in also for p in m.parameters()}
     trained = {name: p for name, p in student.named_parameters() if id(p) in chosen}
     if not trained:
         raise ValueError("student: got a model without HSCConv2d, expected a compressed one, or names in also")

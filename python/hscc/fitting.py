@@ -10,11 +10,12 @@ from . import factors
 from .config import Config
 from .factors import Basis
 from .layer import HSCConv2d, dense_bias, weight_rows
+from .projection import SqueezedConv2d
 from .stats import Moments
 from .structure import LayerPlan, cell_moments, sizes, spectrum, union, within
 
 
-def fit(layer: LayerPlan, moments: Moments, config: Config, basis: Basis | None = None) -> HSCConv2d:
+def fit(layer: LayerPlan, moments: Moments, config: Config, basis: Basis | None = None) -> HSCConv2d | SqueezedConv2d:
     """The layer's factors from moments of its cells, whose computable values are those of ``basis``.
 
     ``basis`` None: they are the dense layer's outputs, and are the wanted ones.
@@ -28,9 +29,8 @@ def fit(layer: LayerPlan, moments: Moments, config: Config, basis: Basis | None 
         pool, found, biases = _shared(layer, parts, basis, ridge)
     else:
         pool, found, biases = _own(layer, parts, basis, config, ridge)
-    projection = squeeze.projection if squeeze else None
-    rows = pool @ basis.weight
-    return HSCConv2d.from_conv(conv, found, rows, torch.stack(biases), structure.regions.labels, projection)
+    made = HSCConv2d.from_conv(conv, found, pool @ basis.weight, torch.stack(biases), structure.regions.labels)
+    return SqueezedConv2d.of(squeeze.layer(), made) if squeeze else made
 
 
 def _own(layer: LayerPlan, parts, basis: Basis, config: Config, ridge: float | None):

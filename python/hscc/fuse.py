@@ -7,11 +7,12 @@ from collections import Counter
 from torch import fx, nn
 
 from .layer import HSCConv2d
+from .projection import Projection
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, HSCConv2d) or super().is_leaf_module(module, name)
+        return isinstance(module, (HSCConv2d, Projection)) or super().is_leaf_module(module, name)
 
 
 def fuse_relu_(model: nn.Module) -> tuple[str, ...]:
@@ -21,7 +22,7 @@ def fuse_relu_(model: nn.Module) -> tuple[str, ...]:
     or that shares its input with another reader stays as it is. What reads such a convolution from outside (a forward
     hook, a feature extractor) sees rectified outputs from then on; this is why ``compress_`` does not do it unasked.
 
-    Returns the names of the convolutions. Raises ValueError for a model that ``torch.fx`` cannot trace.
+    Returns the names of the :class:`HSCConv2d`. Raises ValueError for a model that ``torch.fx`` cannot trace.
     """
     try:
         nodes = list(_Tracer().trace(model).nodes)

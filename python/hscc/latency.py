@@ -29,8 +29,8 @@ from hscc_kernels.dispatch import resolve
 
 from . import distributed
 from ._version import __version__
-from .layer import project
 from .progress import track
+from .projection import project
 from .work import Work
 
 _log = logging.getLogger(__name__)

@@ -29,11 +29,11 @@ class HSCConv2d(nn.Module):
     """A hierarchical spatio-channel low-rank convolution.
 
     Made by :meth:`from_conv`. Factors ``v``, ``u`` and ``bias`` (R, O) are parameters, index tensors are buffers;
-    shapes as in :class:`hscc_kernels.PackedPlan`. ``squeeze`` (C, c), where there is one, is a parameter that projects
-    the input channels first; the plan is then one of c channels. Takes and gives what the ``nn.Conv2d`` did:
-    (N, C, H, W) or (C, H, W), any batch size. An H x W other than the calibrated one works too: the region map is
-    resized (nearest position) once and kept; call :meth:`prepare` before ``torch.compile`` or ``torch.export`` for such
-    a size. Backends: see ``hscc_kernels.lowrank_conv2d``.
+    shapes as in :class:`hscc_kernels.PackedPlan`. Takes and gives what the ``nn.Conv2d`` did: (N, C, H, W) or
+    (C, H, W), any batch size. A forward is one op, one kernel, behind ``F.pad`` where padding is not symmetric zeros.
+    An H x W other than the calibrated one works too: the region map is resized (nearest position) once and kept; call
+    :meth:`prepare` before ``torch.compile`` or ``torch.export`` for such a size. Backends: see
+    ``hscc_kernels.lowrank_conv2d``.
     """
 
     def __init__(
@@ -44,36 +44,25 @@ class HSCConv2d(nn.Module):
         padding: Sequence[int] = (0, 0, 0, 0),
         padding_mode: str = "zeros",
         activation: str = "none",
-        squeeze: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.geometry = plan.geometry
         self.out_size = tuple(plan.out_size)
-        self.in_channels = plan.in_channels if squeeze is None else squeeze.shape[0]
+        self.in_channels = plan.in_channels
         self.out_channels = plan.out_channels
         self.padding, self.padding_mode, self.activation = tuple(padding), padding_mode, activation
         self.v, self.u, self.bias = nn.Parameter(plan.v), nn.Parameter(plan.u), nn.Parameter(bias)
-        self.squeeze = None if squeeze is None else nn.Parameter(squeeze)
         for name in _INDEX:
             self.register_buffer(name, getattr(plan, name))
         self._resized: dict[tuple[int, int], PackedPlan] = {}
 
     @classmethod
-    def from_conv(
-        cls,
-        conv: nn.Conv2d,
-        regions: Sequence[RegionFactors],
-        v: Tensor,
-        bias: Tensor,
-        labels: Tensor,
-        squeeze: Tensor | None = None,
-    ):
+    def from_conv(cls, conv: nn.Conv2d, regions: Sequence[RegionFactors], v: Tensor, bias: Tensor, labels: Tensor):
         """Replaces ``conv`` by factors; copies every attribute of it or raises ValueError with the reason.
 
         Args:
             regions: the factors of each region; v: (q, D) their pool of rows, D ordered (kh, kw, C).
             bias: (R, O). labels: (Ho, Wo) region of each output position.
-            squeeze: (c, C) projection of the input channels to those of ``conv``; None without.
         """
         if reason := objection(conv):
             raise ValueError(reason)
@@ -81,8 +70,7 @@ class HSCConv2d(nn.Module):
         padding, before = _split_padding(conv)
         geometry = Geometry(conv.kernel_size, conv.stride, padding, conv.dilation)
         plan = PackedPlan.pack(v.cpu(), regions, labels.cpu(), geometry).to(**like)
-        squeeze = None if squeeze is None else squeeze.T.to(**like).contiguous()
-        layer = cls(plan, bias.to(**like), padding=before, padding_mode=conv.padding_mode, squeeze=squeeze)
+        layer = cls(plan, bias.to(**like), padding=before, padding_mode=conv.padding_mode)
         return layer.requires_grad_(conv.weight.requires_grad).train(conv.training)
 
     @classmethod
@@ -108,8 +96,6 @@ class HSCConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        if self.squeeze is not None:
-            x = project(x, self.squeeze)
         if any(self.padding):
             x = F.pad(x, self.padding, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         plan = self._plan_for(x.shape[-2], x.shape[-1])
@@ -138,15 +124,7 @@ class HSCConv2d(nn.Module):
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={g.kernel}, stride={g.stride}, "
             f"padding={g.padding}, dilation={g.dilation}, regions={self.bias.shape[0]}, rows={self.v.shape[0]}"
-            + ("" if self.squeeze is None else f", squeeze={self.squeeze.shape[1]}")
         )
-
-
-def project(x: Tensor, matrix: Tensor) -> Tensor:
-    """Input channels (N, C, H, W) to (N, c, H, W) by (C, c), in the layout of x: quicker than a 1 x 1 convolution."""
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return torch.matmul(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
-    return torch.matmul(matrix.T, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 def region_labels(plan: PackedPlan) -> Tensor:

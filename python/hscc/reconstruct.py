@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from . import calibrate, distributed, fitting
 from .config import Config
 from .factors import Basis
-from .layer import HSCConv2d, dense_bias, patches, project, weight_rows
+from .layer import HSCConv2d, dense_bias, patches, weight_rows
+from .projection import Projection, SqueezedConv2d
 from .rectifiers import Rectifier
 from .stats import Moments
 from .structure import LayerPlan
@@ -25,10 +26,10 @@ AT_A_TIME = 2**24  # numbers of a basis
 
 @dataclass(frozen=True)
 class Values:
-    """What the factors of a layer are computed from: values of ``basis``, of inputs behind ``squeeze`` (C, c)."""
+    """What the factors of a layer are computed from: values of ``basis``, of inputs behind ``squeeze``."""
 
     conv: nn.Conv2d
-    squeeze: Tensor | None
+    squeeze: Projection | None
     basis: Basis
     patched: bool
 
@@ -41,14 +42,13 @@ class Values:
         quick = length**2 <= PATCH_PRODUCTS * stats.conv.weight.numel()
         patched = length <= outputs or (quick and 8 * stats.cells.count * length**2 <= PATCH_MOMENTS)
         basis = Basis.patches(rows) if patched else Basis.outputs(rows, bias)
-        projection = squeeze.projection.T.to(conv.weight).contiguous() if squeeze else None
-        return cls(conv, projection, basis, patched)
+        return cls(conv, squeeze.layer() if squeeze else None, basis, patched)
 
     def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """x (N, C, H, W), y (N, O, Ho, Wo), few images at a time, and between them their values (n, X, Ho, Wo)."""
         count = max(1, AT_A_TIME // (len(self.basis.weight) * y.shape[2:].numel()))
         for part, wanted in zip(x.split(count), y.split(count), strict=True):
-            inputs = part if self.squeeze is None else project(part, self.squeeze)
+            inputs = part if self.squeeze is None else self.squeeze(part)
             yield part, patches(self.conv, inputs) if self.patched else self.conv(inputs), wanted
 
 
@@ -73,7 +73,7 @@ def fit(
     rectifier: Rectifier | None,
     config: Config,
     show: bool,
-) -> HSCConv2d:
+) -> HSCConv2d | SqueezedConv2d:
     """The factors of a layer for the inputs that it has in ``student``, where it is still dense.
 
     With a ``rectifier``, differences that its ReLU hides do not count, in as many samples as are kept.
@@ -104,7 +104,7 @@ def gather(
 
 
 @torch.no_grad()
-def _behind(rectifier: Rectifier, fitted: HSCConv2d, moments: Moments, samples: Samples, values: Values) -> Moments:
+def _behind(rectifier: Rectifier, fitted: nn.Module, moments: Moments, samples: Samples, values: Values) -> Moments:
     """The moments with the wanted outputs that are nearest to what ``fitted`` gives and as good behind the ReLU."""
     total, cross = torch.zeros_like(moments.target_total), torch.zeros_like(moments.cross)
     change = replace(moments, target_total=total, cross=cross)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import calibrate, distributed
 from .chains import stage
+from .projection import Projection
 from .stats import Inputs, SplitMoments
 from .work import Work
 
@@ -27,9 +28,14 @@ class Squeeze:
     conv: nn.Conv2d
     work: Work
 
+    def layer(self) -> Projection:
+        """P as a layer, as trainable as ``conv``."""
+        weight = self.conv.weight
+        return Projection(self.projection.T.to(weight).contiguous()).requires_grad_(weight.requires_grad)
+
     def module(self) -> nn.Sequential:
         """What the dense layer becomes when only its inputs are projected."""
-        return nn.Sequential(stage(self.conv, self.projection[..., None, None], (False, False)), self.conv)
+        return nn.Sequential(self.layer(), self.conv)
 
 
 def candidates(conv: nn.Conv2d, inputs: Inputs, root: Tensor) -> list[Squeeze]:

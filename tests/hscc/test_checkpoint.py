@@ -137,9 +137,10 @@ DAMAGE = {
     "foreign": (lambda path: rewrite(path, metadata={"a": "b"}), "without hscc metadata"),
     "no JSON": (lambda path: rewrite(path, metadata={"hscc": "{"}), "damaged hscc metadata"),
     "version": (lambda path: rewrite(path, header={"_version": 7}), "got hscc.checkpoint version 7, expected"),
-    "index": (lambda path: rewrite(path, tensors={"2.rows": torch.full((99,), 10**6).int()}), "plan"),
-    "dtype": (lambda path: rewrite(path, tensors={"2.positions": torch.zeros(3)}), "plan.positions"),
-    "bias": (lambda path: rewrite(path, tensors={"2.bias": torch.zeros(3)}), "bias"),
+    "index": (lambda path: rewrite(path, tensors={"2.conv.rows": torch.full((99,), 10**6).int()}), "plan"),
+    "dtype": (lambda path: rewrite(path, tensors={"2.conv.positions": torch.zeros(3)}), "plan.positions"),
+    "bias": (lambda path: rewrite(path, tensors={"2.conv.bias": torch.zeros(3)}), "bias"),
+    "stray": (lambda path: rewrite(path, tensors={"2.positions": torch.zeros(3)}), "'2'.*got tensors"),
     "more": (lambda path: rewrite(path, tensors={"zzz": torch.zeros(3)}), "got other tensors than the model's"),
     "shape": (lambda path: rewrite(path, tensors={"9.bias": torch.zeros(3)}), "got other tensors than the model's"),
     "geometry": (

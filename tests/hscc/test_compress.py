@@ -7,7 +7,7 @@ import copy
 import hscc
 import pytest
 import torch
-from hscc import HSCConv2d
+from hscc import HSCConv2d, Projection, SqueezedConv2d
 from torch import nn
 
 
@@ -72,7 +72,7 @@ def test_report_counts_what_the_model_holds(net, data) -> None:
     dense = copy.deepcopy(net)
     report = hscc.compress_(net, data, config(4, clusters=2))
     assert any(layer.squeeze for layer in report.layers)
-    layers = {name: m for name, m in net.named_modules() if isinstance(m, HSCConv2d)}
+    layers = {str(i): m for i, m in enumerate(net) if isinstance(m, (HSCConv2d, SqueezedConv2d))}
     assert set(layers) == {layer.name for layer in report.layers if not layer.reason}
     for row in report.layers:
         conv = dense.get_submodule(row.name)
@@ -120,7 +120,7 @@ def test_layers_that_cannot_be_taken_stay_untouched(data) -> None:
     assert "Custom is not supported" in report.skipped["custom"]
     assert "did not run" in report.skipped["idle"]
     assert model.shared is model.also
-    assert isinstance(model.shared, HSCConv2d)
+    assert isinstance(model.shared, (HSCConv2d, SqueezedConv2d))
     (shared,) = (layer for layer in report.layers if layer.name == "shared")
     assert shared.shared_with == ("also",)
     assert shared.flops == 2 * (model.shared.plan.flops() + 2 * 32 * 32 * shared.squeeze * 8)
@@ -216,11 +216,10 @@ def test_every_limit_of_a_budget_holds(net, data, budget: hscc.Budget) -> None:
     assert report.flop_reduction >= (budget.flops or 1)
     assert report.parameter_reduction >= (budget.params or 1)
     assert report.byte_reduction >= (budget.bytes or 0)
-    convs = [m for m in net.modules() if isinstance(m, (HSCConv2d, nn.Conv2d))]
+    convs = [m for m in net.modules() if isinstance(m, (HSCConv2d, Projection, nn.Conv2d))]
     assert report.bytes == sum(t.numel() * t.element_size() for m in convs for t in m.state_dict().values())
     assert report.dense_bytes == 4 * report.dense_parameters
-    stored = sum(p.numel() for m in net.modules() if isinstance(m, (HSCConv2d, nn.Conv2d)) for p in m.parameters())
-    assert stored == report.parameters
+    assert report.parameters == sum(p.numel() for m in convs for p in m.parameters())
     assert relative_error(net[:6], dense[:6], data) < 0.8
 
 

@@ -141,7 +141,7 @@ def test_files_of_other_runs_are_refused(student, net, data, tmp_path) -> None:
             hscc.finetune(student, net, data[:1], checkpoint=file, **options)
     model = tmp_path / "model.safetensors"
     hscc.save(student, model)
-    with pytest.raises(ValueError, match=r"got hscc\.checkpoint version 1, expected hscc\.finetune 1"):
+    with pytest.raises(ValueError, match=r"got hscc\.checkpoint version 2, expected hscc\.finetune 1"):
         hscc.finetune(student, net, data[:1], epochs=1, checkpoint=model)
     file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(ValueError, match="unreadable or truncated"):

@@ -106,9 +106,10 @@ def on_outputs(layer) -> Values:
     from hscc.factors import Basis
     from hscc.layer import dense_bias
 
-    conv, squeeze = layer.structure.squeeze.conv, layer.structure.squeeze.projection
+    squeeze = layer.structure.squeeze
+    conv = squeeze.conv
     basis = Basis.outputs(weight_rows(conv).double(), dense_bias(conv).double())
-    return Values(conv, squeeze.T.to(conv.weight), basis, False)
+    return Values(conv, squeeze.layer(), basis, False)
 
 
 def test_a_dense_cluster_is_fitted_to_its_inputs(case) -> None:

@@ -7,10 +7,11 @@ import copy
 import hscc
 import pytest
 import torch
-from hscc import HSCConv2d, factors, squeeze
+from hscc import HSCConv2d, Projection, SqueezedConv2d, factors, squeeze
 from hscc.factors import Metric
 from hscc.stats import Inputs, RegionMoments
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def inputs_of(x: torch.Tensor) -> Inputs:
@@ -92,8 +93,8 @@ def test_squeezed_layers_go_all_the_way(reconstruction: str, tmp_path) -> None:
     plan = hscc.plan(model, data, hscc.Config(hscc.flops(2.5), reconstruction=reconstruction))
     planned, report = plan.report(), hscc.apply_(model, plan, data)
     first, x = model[0], data[0]
-    assert isinstance(first, HSCConv2d)
-    assert (first.in_channels, first.squeeze.shape) == (3, (3, 1))
+    assert isinstance(first, SqueezedConv2d)
+    assert (first.in_channels, first.squeeze.weight.shape) == (3, (3, 1))
     row = report.layers[0]
     assert (row.squeeze, row.flops) == (1, first.plan.flops() + 2 * 24 * 24 * 3)
     assert row.parameters == sum(p.numel() for p in first.parameters())
@@ -102,11 +103,50 @@ def test_squeezed_layers_go_all_the_way(reconstruction: str, tmp_path) -> None:
     with torch.no_grad():
         assert (model(x) - dense(x)).norm() < 0.5 * (dense(x) - dense(x).mean(0)).norm()
     first(x).sum().backward()
-    assert first.squeeze.grad.abs().sum() > 0
+    assert first.squeeze.weight.grad.abs().sum() > 0
+    torch.testing.assert_close(first(x[0]), first(x)[0], rtol=1e-4, atol=1e-5)
     hscc.save(model, tmp_path / "m.safetensors", report=report)
     assert hscc.load_(fresh, tmp_path / "m.safetensors") == report
     for other in (fresh, copy.deepcopy(model).to(memory_format=torch.channels_last)):
         torch.testing.assert_close(other(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_layer_is_one_op_and_a_squeezed_convolution_two_layers(layout: torch.memory_format) -> None:
+    x = torch.randn(2, 8, 12, 12).contiguous(memory_format=layout)
+    layer = HSCConv2d.dense(nn.Conv2d(4, 6, 3, padding=1), (12, 12))
+    squeezed = SqueezedConv2d.of(Projection(torch.randn(8, 4)), layer)
+    assert [name.partition("_")[0] for name in computing_ops(layer, x[:, :4])] == ["hscc::lowrank"]
+    product = "aten::bmm" if layout == torch.contiguous_format else "aten::mm"
+    assert [name.partition("_")[0] for name in computing_ops(squeezed, x)] == [product, "hscc::lowrank"]
+
+
+@pytest.mark.gpu
+def test_a_layer_is_one_kernel() -> None:
+    x = torch.randn(2, 32, 12, 12, device="cuda").contiguous(memory_format=torch.channels_last)
+    layer = HSCConv2d.dense(nn.Conv2d(32, 48, 3, padding=1), (12, 12)).cuda()
+    with torch.no_grad():
+        layer(x)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            layer(x)
+            torch.cuda.synchronize()
+    seen = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(seen) == 1, seen
+
+
+def computing_ops(module: nn.Module, x: torch.Tensor) -> list[str]:
+    """Names of the ops of a forward that are no views."""
+    seen = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if not function.is_view and function is not torch.ops.aten._unsafe_view.default:  # a view, not so marked
+                seen.append(function._schema.name)
+            return function(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Recorder():
+        module(x)
+    return seen
 
 
 def test_a_squeeze_of_another_shape_is_refused(tmp_path) -> None:
@@ -114,7 +154,7 @@ def test_a_squeeze_of_another_shape_is_refused(tmp_path) -> None:
     fresh = copy.deepcopy(model)
     hscc.compress_(model, data, hscc.Config(hscc.flops(2.5)))
     before = {name: p.clone() for name, p in fresh.state_dict().items()}
-    model[0].squeeze = nn.Parameter(model[0].squeeze.detach().T[..., None, None].contiguous())  # as it was stored once
+    model[0].squeeze.weight = nn.Parameter(model[0].squeeze.weight.detach().T[..., None, None].contiguous())
     hscc.save(model, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match=r"squeeze: got torch.float32 \(1, 3, 1, 1\), expected torch.float32 \(C, 1\)"):
         hscc.load_(fresh, tmp_path / "m.safetensors")
@@ -125,4 +165,4 @@ def test_without_squeeze_there_is_none() -> None:
     model, data = net_on_grey()
     report = hscc.compress_(model, data, hscc.Config(hscc.flops(2.5), squeeze=False))
     assert all(layer.squeeze == 0 for layer in report.layers)
-    assert all(m.squeeze is None for m in model.modules() if isinstance(m, HSCConv2d))
+    assert not any(isinstance(m, SqueezedConv2d) for m in model.modules())
