@@ -53,6 +53,5 @@ def project(x: Tensor, matrix: Tensor) -> Tensor:
         return project(x[None], matrix)[0]
     if x.is_contiguous(memory_format=torch.channels_last):
         return torch.matmul(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
-    return torch.bmm(matrix.T.expand(x.shape[0], -1, -1), x.flatten(2)).unflatten(
-        2, x.shape[2:]
-    )  # matmul would copy first
+    matrices = matrix.T.expand(x.shape[0], -1, -1)  # for bmm, as matmul would copy them
+    return torch.bmm(matrices, x.flatten(2)).unflatten(2, x.shape[2:])
