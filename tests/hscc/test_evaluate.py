@@ -26,6 +26,7 @@ def test_numbers_by_hand() -> None:
 def test_standard_error_is_the_binomial_one() -> None:
     correct = np.arange(2000) % 20 != 0
     assert standard_error(correct) == pytest.approx((0.95 * 0.05 / 2000) ** 0.5, rel=0.1)
+    assert standard_error(correct) == standard_error(correct)
     assert standard_error(np.array([True])) == 0.0
 
 
