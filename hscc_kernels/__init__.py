@@ -1,9 +1,10 @@
-"""The kernels of hscc, usable alone: one op, ``lowrank_conv2d``, and the plan that it runs."""
+"""The kernels of hscc, usable alone: ``lowrank_conv2d``, the plan that it runs, and ``project``."""
 
 from .dispatch import explain
 from .errors import BackendUnavailable
 from .functional import lowrank_conv2d
 from .plan import ClusterFactors, Geometry, PackedPlan, RegionFactors
+from .projection import project
 
 __all__ = [
     "BackendUnavailable",
@@ -13,4 +14,5 @@ __all__ = [
     "RegionFactors",
     "explain",
     "lowrank_conv2d",
+    "project",
 ]

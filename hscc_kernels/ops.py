@@ -82,6 +82,10 @@ def _triton(*args) -> Tensor:
     return lowrank_conv2d(*args)
 
 
+def _project_fake(x: Tensor, matrix: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).matmul(matrix).permute(0, 3, 1, 2)
+
+
 def _register() -> None:
     for backend in BACKENDS:
         name = f"hscc::lowrank_conv2d_{backend}"
@@ -97,6 +101,8 @@ def _register() -> None:
     torch.library.register_fake(name, _backward_fake)
     torch.library.impl(name, "default", backward.lowrank_conv2d_backward)
     torch.library.register_autograd(name, _refuse_double_backward, setup_context=lambda ctx, inputs, output: None)
+    torch.library.define("hscc::project_cpu", "(Tensor x, Tensor matrix) -> Tensor")
+    torch.library.register_fake("hscc::project_cpu", _project_fake)
 
 
 _register()

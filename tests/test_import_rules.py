@@ -24,6 +24,7 @@ ALLOWED = {
         "ops": {"_extension", "arguments", "backward", "reference", "triton_kernels"},
         "dispatch": {"_extension", "errors"},
         "functional": {"arguments", "dispatch", "ops", "plan"},
+        "projection": {"dispatch", "ops"},
         "testing": {"reference", "plan"},
     },
     "hscc": {
@@ -32,7 +33,7 @@ ALLOWED = {
         "config": set(),
         "stats": set(),
         "work": set(),
-        "latency": {"_version", "distributed", "progress", "projection", "work"},
+        "latency": {"_version", "distributed", "progress", "work"},
         "report": set(),
         "images": set(),
         "clusters": set(),

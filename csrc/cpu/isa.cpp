@@ -56,4 +56,18 @@ Isa chosen_isa() {
   return isa;
 }
 
+const Kernels& chosen_kernels() {
+#if defined(__x86_64__)
+  switch (chosen_isa()) {
+    case Isa::avx512:
+      return kernels_avx512;
+    case Isa::avx2:
+      return kernels_avx2;
+    case Isa::portable:
+      return kernels_portable;
+  }
+#endif
+  return kernels_portable;
+}
+
 }  // namespace hscc::cpu

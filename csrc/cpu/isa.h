@@ -1,6 +1,8 @@
 // Choice of the instruction set at run time.
 #pragma once
 
+#include "kernel.h"
+
 namespace hscc::cpu {
 
 enum class Isa { portable, avx2, avx512 };
@@ -9,5 +11,6 @@ const char* isa_name(Isa isa);
 
 // The best one of this machine, or the one HSCC_CPU_ISA names; raises when the machine lacks that one.
 Isa chosen_isa();
+const Kernels& chosen_kernels();
 
 }  // namespace hscc::cpu

@@ -18,9 +18,19 @@ struct Span {
 // Cache-aligned memory of the calling thread, valid until its next call.
 void* thread_scratch(size_t bytes);
 
-using Kernel = void (*)(const PlanView&, const Span*, int64_t span_count);
-void run_portable(const PlanView& plan, const Span* spans, int64_t span_count);
-void run_avx2(const PlanView& plan, const Span* spans, int64_t span_count);
-void run_avx512(const PlanView& plan, const Span* spans, int64_t span_count);
+// Pixels (pixels, in_channels) times a matrix (in_channels, out_channels), all of them rows without gaps.
+struct Product {
+  int64_t pixels, in_channels, out_channels;
+  const float* x;
+  const float* matrix;
+  float* out;
+};
+
+// What one instruction set has: the convolution of some spans, and rows [begin, end) of a product.
+struct Kernels {
+  void (*convolve)(const PlanView&, const Span*, int64_t span_count);
+  void (*multiply)(const Product&, int64_t begin, int64_t end);
+};
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
 
 }  // namespace hscc::cpu

@@ -107,12 +107,11 @@ inline Vec fold(Vec a, Vec b) {
 
 }  // namespace hscc::cpu::HSCC_ISA
 
+#include "product.h"
 #include "region_kernel.h"
 
 namespace hscc::cpu {
-void run_avx2(const PlanView& plan, const Span* spans, int64_t span_count) {
-  avx2::run(plan, spans, span_count);
-}
+const Kernels kernels_avx2 = {avx2::convolve, avx2::multiply};
 }  // namespace hscc::cpu
 
 #if defined(__clang__)

@@ -104,12 +104,11 @@ inline Vec fold(Vec a, Vec b) {
 
 }  // namespace hscc::cpu::HSCC_ISA
 
+#include "product.h"
 #include "region_kernel.h"
 
 namespace hscc::cpu {
-void run_avx512(const PlanView& plan, const Span* spans, int64_t span_count) {
-  avx512::run(plan, spans, span_count);
-}
+const Kernels kernels_avx512 = {avx512::convolve, avx512::multiply};
 }  // namespace hscc::cpu
 
 #if defined(__clang__)

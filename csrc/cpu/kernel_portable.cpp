@@ -76,10 +76,9 @@ inline Vec fold(Vec a, Vec b) {
 
 }  // namespace hscc::cpu::HSCC_ISA
 
+#include "product.h"
 #include "region_kernel.h"
 
 namespace hscc::cpu {
-void run_portable(const PlanView& plan, const Span* spans, int64_t span_count) {
-  portable::run(plan, spans, span_count);
-}
+const Kernels kernels_portable = {portable::convolve, portable::multiply};
 }  // namespace hscc::cpu

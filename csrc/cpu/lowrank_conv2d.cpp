@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "isa.h"
-#include "kernel.h"
+#include "nhwc.h"
 #include "plan_tensors.h"
 
 namespace hscc::cpu {
@@ -33,45 +33,7 @@ void* thread_scratch(size_t bytes) {
 
 namespace {
 
-using torch::headeronly::MemoryFormat;
 using torch::stable::Tensor;
-
-Kernel chosen_kernel() {
-#if defined(__x86_64__)
-  switch (chosen_isa()) {
-    case Isa::avx512:
-      return run_avx512;
-    case Isa::avx2:
-      return run_avx2;
-    case Isa::portable:
-      return run_portable;
-  }
-#endif
-  return run_portable;
-}
-
-bool is_nhwc(const Tensor& x) {
-  const auto size = x.sizes();
-  const auto stride = x.strides();
-  int64_t expected = 1;
-  for (int dim : {1, 3, 2, 0}) {
-    if (size[dim] != 1 && stride[dim] != expected) return false;
-    expected *= size[dim];
-  }
-  return true;
-}
-
-// The output's memory; torch::stable::empty would look its op up by name in each call.
-Tensor empty_nhwc(const PlanView& plan) {
-  const int64_t row = plan.out_width * plan.out_channels;
-  const int64_t size[] = {plan.batch, plan.out_channels, plan.out_height, plan.out_width};
-  const int64_t stride[] = {plan.out_height * row, 1, row, plan.out_channels};
-  const int32_t dtype = plan.bfloat16 ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
-  AtenTensorHandle out = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, size, stride, dtype, aoti_torch_device_type_cpu(), 0, &out));
-  return Tensor(out);
-}
 
 // What a position costs: its multiply-adds, and its output in the same unit.
 double position_cost(const PlanView& plan, const WorkItem& item) {
@@ -116,20 +78,21 @@ std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
 Tensor lowrank_conv2d(const Tensor& x, const Tensor& v, const Tensor& u, const std::optional<Tensor>& bias,
                       const Tensor& positions, const Tensor& rows, const Tensor& channels, const Tensor& work,
                       const Tensor& clusters, const std::vector<int64_t>& sizes, const std::string& activation) {
-  const Kernel kernel = chosen_kernel();
+  const Kernels& kernels = chosen_kernels();
   const Tensor v_packed = v.is_contiguous() ? v : torch::stable::contiguous(v);
   const Tensor u_packed = u.is_contiguous() ? u : torch::stable::contiguous(u);
   PlanView plan =
       view_plan({x, v_packed, u_packed, bias, positions, rows, channels, work, clusters, sizes, activation});
-  Tensor out = empty_nhwc(plan);
+  const int32_t dtype = plan.bfloat16 ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
+  Tensor out = empty_nhwc(plan.batch, plan.out_channels, plan.out_height, plan.out_width, dtype);
   if (out.numel() == 0) return out;
-  const Tensor x_nhwc = is_nhwc(x) ? x : torch::stable::contiguous(x, MemoryFormat::ChannelsLast);
+  const Tensor x_nhwc = as_nhwc(x);
   plan.x = x_nhwc.const_data_ptr();
   plan.out = out.mutable_data_ptr();
 
   const auto shares = cut(plan, std::max<int64_t>(1, torch::stable::get_num_threads()));
   torch::stable::parallel_for(0, int64_t(shares.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernel(plan, shares[i].data(), int64_t(shares[i].size()));
+    for (int64_t i = begin; i < end; ++i) kernels.convolve(plan, shares[i].data(), int64_t(shares[i].size()));
   });
   return out;
 }

@@ -30,7 +30,8 @@ struct Parts {
   int64_t begin(int64_t i) const { return i * size + smaller(i, larger); }
 };
 
-constexpr int kTile = 192;                        // positions that stream through a factor row while it is in cache
+constexpr int kTile = 192;  // positions that stream through a factor row while it is in cache
+constexpr int kMaxBlocks = kTile / kPositions;
 constexpr int kSlots = (kPositions + 7) / 8 * 8;  // positions of a block, padded so that loops over them vectorise
 constexpr int64_t kShortRun = 5 * kLanes;         // kernel rows of fewer numbers are copied together,
 constexpr int64_t kMostPacked = 1024;             // unless a block of such patches would not stay in the L1

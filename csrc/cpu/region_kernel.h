@@ -8,8 +8,6 @@
 
 namespace hscc::cpu::HSCC_ISA {
 
-constexpr int kMaxBlocks = kTile / kPositions;
-
 // Hands out cache-aligned pieces of one allocation; with a null base it only measures.
 class Arena {
  public:
@@ -290,7 +288,7 @@ void run_as(const PlanView& plan, const Span* spans, int64_t span_count) {
   for (int64_t s = 0; s < span_count; ++s) kernel.run(spans[s], s + 1 < span_count ? spans[s + 1] : Span{});
 }
 
-inline void run(const PlanView& plan, const Span* spans, int64_t span_count) {
+inline void convolve(const PlanView& plan, const Span* spans, int64_t span_count) {
   (plan.bfloat16 ? run_as<BFloat16> : run_as<float>)(plan, spans, span_count);
 }
 

@@ -11,7 +11,7 @@ namespace hscc::cpu::HSCC_ISA {
 template <typename T>
 struct Cluster {
   const T* u;         // (rank, stride), the first of the columns wanted
-  const float* bias;  // a value a column
+  const float* bias;  // a value a column, or null
   int64_t rank, stride;
   bool relu;
 };
@@ -36,12 +36,14 @@ void expand_block(const Cluster<T>& cluster, const float* z, int64_t stride, T* 
       for (int n = 0; n < N; ++n) acc[m * N + n] = fma(a, b[n], acc[m * N + n]);
     }
   }
+  if (cluster.bias != nullptr) {  // last, because sums of small numbers round less than sums that start from the bias
 #pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) {  // last, because sums of small numbers round less than sums that start from the bias
-    const float* p = cluster.bias + n * kLanes;
-    const Vec bias = n + 1 < N ? load(p) : load(p, last);
+    for (int n = 0; n < N; ++n) {
+      const float* p = cluster.bias + n * kLanes;
+      const Vec bias = n + 1 < N ? load(p) : load(p, last);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) acc[m * N + n] = add(acc[m * N + n], bias);
+      for (int m = 0; m < M; ++m) acc[m * N + n] = add(acc[m * N + n], bias);
+    }
   }
   if (cluster.relu) {
 #pragma GCC unroll 32

@@ -55,7 +55,7 @@ def evaluate(
 
 
 def standard_error(correct: np.ndarray, resamples: int = 2000) -> float:
-    """Bootstrap standard error of the mean of ``correct`` (n,), the same each time; 0 where there is nothing to resample."""
+    """Bootstrap standard error of the mean of ``correct`` (n,), the same each time; 0 with nothing to resample."""
     from scipy.stats import bootstrap
 
     if len(correct) < 2:

@@ -24,13 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d
+from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d, project
 from hscc_kernels.dispatch import resolve
 
 from . import distributed
 from ._version import __version__
 from .progress import track
-from .projection import project
 from .work import Work
 
 _log = logging.getLogger(__name__)

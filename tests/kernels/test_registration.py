@@ -21,6 +21,10 @@ def all_ops() -> list[str]:
 
 def samples(op: str):
     """Arguments for each op; an op without samples fails the test."""
+    if op == "project_cpu":
+        for layout in (torch.contiguous_format, torch.channels_last):
+            yield torch.randn(2, 8, 5, 4).contiguous(memory_format=layout), torch.randn(8, 3)
+        return
     for case in CHOSEN:
         x, plan, bias = make_inputs(case, torch.float32)
         bias = None if bias is None else bias.expand(plan.regions, -1).contiguous()
@@ -40,7 +44,7 @@ def samples(op: str):
 
 @pytest.mark.parametrize("op", all_ops())
 def test_opcheck(op: str) -> None:
-    backend = op.removeprefix("lowrank_conv2d_")
+    backend = op.removeprefix("lowrank_conv2d_").removeprefix("project_")
     if backend in {b.name for b in BACKENDS} - AVAILABLE:
         pytest.skip(f"backend {backend} cannot run here: {explain(torch.empty(0))[backend]}")
     options = {"test_utils": "test_schema"} if op == "_build_info" else {}  # a text: there are no tensors to compare
@@ -67,7 +71,7 @@ def test_compile_fullgraph(backend: str) -> None:
         torch.autograd.grad(function(x).sum(), (x, factor)),
         strict=True,
     ):
-        torch.testing.assert_close(mine, eager)
+        torch.testing.assert_close(mine, eager, rtol=1e-4, atol=1e-4)  # sums in another order
 
 
 def test_double_backward_is_refused_in_words() -> None:
