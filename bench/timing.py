@@ -51,16 +51,16 @@ SPINNING = 0.06  # seconds; seen: ONNX Runtime's threads wait 45 to 50 ms for mo
 
 
 def keep_freed_memory() -> None:
-    """Stops glibc from handing large outputs back after each call: their page faults cost up to 0.15 ms a call.
+    """Stops glibc from handing large outputs back after each call: page faults cost 0.15 ms a call at 800 KB.
 
     Runtimes with bound outputs never pay them, and with another allocator nobody does. Elsewhere nothing happens.
     """
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, most_mappings = -1, -4
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(mmap_threshold, 1 << 25)  # the most it takes
+    mallopt(most_mappings, 0)  # a mapping of its own is handed back when it is freed; outputs of over 32 MiB get one
     mallopt(trim_threshold, (1 << 31) - 1)
 
 

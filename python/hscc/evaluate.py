@@ -65,15 +65,16 @@ def standard_error(correct: np.ndarray, resamples: int = 2000) -> float:
 
 
 def latency(models: Mapping[str, nn.Module], example: Tensor, seconds: float = 3.0) -> dict[str, float]:
-    """Median seconds of one forward pass of ``example`` (N, C, H, W), the models taking turns on the same machine."""
+    """Median seconds of one forward pass of ``example`` (N, C, H, W); the models take turns, in slices of 50 ms, as a
+    machine's speed changes with time and a server calls the same model again and again."""
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
-        for model in models.values():
-            model(example)
         end = time.perf_counter() + seconds * len(models)
-        while time.perf_counter() < end or len(times[next(iter(times))]) < 5:
+        while time.perf_counter() < end:
             for name, model in models.items():
-                start = time.perf_counter()
                 model(example)
-                times[name].append(time.perf_counter() - start)
+                stop = time.perf_counter() + 0.05
+                while (start := time.perf_counter()) < stop:
+                    model(example)
+                    times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
