@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_refused(layout) -> None:
             project(x, matrix)
     with pytest.raises(ValueError, match="x, matrix"):
         project(x[0, 0], torch.randn(8, 4))
-    with pytest.raises(RuntimeError, match="dtype|scalar type"):
+    with pytest.raises(RuntimeError, match=r"dtype|scalar type"):
         project(x, torch.randn(8, 4, dtype=torch.float64))
 
 
