@@ -37,8 +37,42 @@ struct Ahead {
   int64_t step;
 };
 
-// z[n][m] = row n . patch m of a block.
-template <typename T, int M, int N>
+// Adds to acc[n][m] row n . patch m over one segment, for the first kValid patches of a block.
+template <typename T, int M, int N, int kValid>
+[[gnu::always_inline]] inline void dot_segment(Vec* acc, const T* const* v, const T* const* patch, int64_t length,
+                                               Ahead<T>& ahead) {
+  const auto step = [&](int64_t k, auto... count) __attribute__((always_inline)) {
+    Vec b[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) b[n] = load(v[n] + k, count...);
+#pragma GCC unroll 8
+    for (int m = 0; m < kValid; ++m) {
+      Vec a = load(patch[m] + k, count...);
+      if constexpr (N > 1) pin(a);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) acc[n * M + m] = fma(a, b[n], acc[n * M + m]);
+    }
+  };
+  int64_t k = 0;
+  for (; k + kLanes <= length; k += kLanes, ahead.next += ahead.step) {
+    __builtin_prefetch(ahead.next, 0, 2);
+    step(k);
+  }
+  if (k < length) step(k, length - k);
+}
+
+// The same for a number of patches that is known later.
+template <typename T, int M, int N, int kValid = M>
+[[gnu::always_inline]] inline void dot_valid(int64_t valid, Vec* acc, const T* const* v, const T* const* patch,
+                                             int64_t length, Ahead<T>& ahead) {
+  if constexpr (kValid > 1) {
+    if (valid < kValid) return dot_valid<T, M, N, kValid - 1>(valid, acc, v, patch, length, ahead);
+  }
+  dot_segment<T, M, N, kValid>(acc, v, patch, length, ahead);
+}
+
+// z[n][m] = row n . patch m of a block; ``kCounted``: only the valid patches of each segment.
+template <typename T, bool kCounted, int M, int N>
 void dot_block(const Block<T>& block, const T* const* rows, float* z, Ahead<T> ahead) {
   Vec acc[N * M];
 #pragma GCC unroll 32
@@ -51,32 +85,10 @@ void dot_block(const Block<T>& block, const T* const* rows, float* z, Ahead<T> a
     for (int n = 0; n < N; ++n) v[n] = rows[n] + segment->v_offset;
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) patch[m] = x[m] + segment->x_offset;
-    const int64_t length = segment->length;
-    int64_t k = 0;
-    for (; k + kLanes <= length; k += kLanes, ahead.next += ahead.step) {
-      __builtin_prefetch(ahead.next, 0, 2);
-      Vec b[N];
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) b[n] = load(v[n] + k);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        Vec a = load(patch[m] + k);
-        if constexpr (N > 1) pin(a);
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) acc[n * M + m] = fma(a, b[n], acc[n * M + m]);
-      }
-    }
-    if (k < length) {
-      Vec b[N];
-#pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) b[n] = load(v[n] + k, length - k);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        Vec a = load(patch[m] + k, length - k);
-        if constexpr (N > 1) pin(a);
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) acc[n * M + m] = fma(a, b[n], acc[n * M + m]);
-      }
+    if constexpr (kCounted) {
+      dot_valid<T, M, N>(segment->valid, acc, v, patch, segment->length, ahead);
+    } else {
+      dot_segment<T, M, N, M>(acc, v, patch, segment->length, ahead);
     }
   }
   reduce<N * M>(acc, z);
@@ -85,15 +97,15 @@ void dot_block(const Block<T>& block, const T* const* rows, float* z, Ahead<T> a
 template <typename T>
 using DotBlock = void (*)(const Block<T>&, const T* const* rows, float* z, Ahead<T> ahead);
 
-template <typename T, int M = kPositions, int N = kRows>
+template <typename T, bool kCounted, int M = kPositions, int N = kRows>
 DotBlock<T> select_dot_block(int positions, int rows) {
   if constexpr (M > 1) {
-    if (positions < M) return select_dot_block<T, M - 1, N>(positions, rows);
+    if (positions < M) return select_dot_block<T, kCounted, M - 1, N>(positions, rows);
   }
   if constexpr (N > 1) {
-    if (rows < N) return select_dot_block<T, M, N - 1>(positions, rows);
+    if (rows < N) return select_dot_block<T, kCounted, M, N - 1>(positions, rows);
   }
-  return dot_block<T, M, N>;
+  return dot_block<T, kCounted, M, N>;
 }
 
 }  // namespace hscc::cpu::HSCC_ISA

@@ -3,6 +3,7 @@
 // In NHWC one kernel row of a patch is a contiguous run of kernel_w * channels numbers, so blocks of patches that lie
 // inside the image all share one list of segments and differ in a pointer a patch. At the border a block has its own
 // list of runs of taps, with a pointer to zeros where a run is outside; runs outside for all patches are left out.
+// Such a block has its patches in an order in which the first few are all that a run needs to be computed for.
 // Runs too short for the vectors, as those of a first layer, are copied together: one segment, the whole patch.
 #pragma once
 
@@ -18,6 +19,12 @@ inline int64_t larger(int64_t a, int64_t b) {
 }
 inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
+}
+template <typename A>
+void swap(A& a, A& b) {
+  const A c = a;
+  a = b;
+  b = c;
 }
 
 // Parts of near-equal size, none above ``most``: part i is [begin(i), begin(i + 1)).
@@ -35,10 +42,12 @@ constexpr int kMaxBlocks = kTile / kPositions;
 constexpr int kSlots = (kPositions + 7) / 8 * 8;  // positions of a block, padded so that loops over them vectorise
 constexpr int64_t kShortRun = 5 * kLanes;         // kernel rows of fewer numbers are copied together,
 constexpr int64_t kMostPacked = 1024;             // unless a block of such patches would not stay in the L1
+constexpr int64_t kLongRun = 16 * kLanes;         // from here on it pays to leave out single patches' zeros
 
-// Patch elements [v_offset, v_offset + length); in memory they start x_offset after the segment's pointers.
+// Patch elements [v_offset, v_offset + length); in memory they start x_offset after the segment's pointers. They are
+// zeros for all patches of a block but the first ``valid``.
 struct Segment {
-  int64_t v_offset, length, x_offset;
+  int64_t v_offset, length, x_offset, valid;
 };
 
 // Positions [first, first + positions) of a tile. Segment i finds its pointers, one a patch, at pointers + i * step.
@@ -49,6 +58,7 @@ struct Block {
   int64_t segment_count;
   const T* const* pointers;
   int64_t step;
+  bool counted;  // whether segments are shorter than the block, by ``valid``; if not, pointers to zeros fill them
 };
 
 // Corners of a tile's patches: image row and column, and the offset in x that they have, or would have if not inside.
@@ -103,7 +113,7 @@ class PatchBuilder {
         x_(static_cast<const T*>(plan.x)),
         g_(plan.geometry),
         zeros_(zeros),
-        whole_{0, plan.patch, 0},
+        whole_{0, plan.patch, 0, kPositions},
         copy_rows_(select_copy_rows<T>(plan.geometry.kernel_w * plan.in_channels)),
         inside_(inside),
         runs_(runs),
@@ -116,7 +126,7 @@ class PatchBuilder {
     for (int64_t i = 0; i < g_.kernel_h; ++i) {
       for (int64_t j = 0; j < pieces; ++j) {
         const int64_t x_offset = i * g_.dilation_h * row_step_ + j * g_.dilation_w * plan.in_channels;
-        inside_[inside_count_] = {inside_count_ * length, length, x_offset};
+        inside_[inside_count_] = {inside_count_ * length, length, x_offset, kPositions};
         ++inside_count_;
       }
     }
@@ -182,18 +192,22 @@ class PatchBuilder {
     block.segment_count = 1;
     block.pointers = pointers;
     block.step = 0;
+    block.counted = false;
   }
 
-  // ``own`` and ``pointers`` are memory for a border block: as many segments as the kernel has taps.
-  void build(Block<T>& block, const Corners<T>& corners, Segment* own, const T** pointers) {
+  // ``own`` and ``pointers`` are memory for a border block: as many segments as the kernel has taps. Its patches may
+  // change places, and their outputs with them.
+  void build(Block<T>& block, Corners<T>& corners, T** out, Segment* own, const T** pointers) {
     bool inside = true;
     for (int m = 0; m < block.positions; ++m) inside &= corners.inside[block.first + m] != nullptr;
+    block.counted = !inside && g_.kernel_w * plan_.in_channels >= kLongRun;
     if (inside) {
       block.segments = inside_;
       block.segment_count = inside_count_;
       block.pointers = corners.inside + block.first;
       block.step = 0;
     } else {
+      if (block.counted) sort(block, corners, out);
       block.segments = own;
       block.segment_count = build_border(block, corners, own, pointers);
       block.pointers = pointers;
@@ -202,6 +216,27 @@ class PatchBuilder {
   }
 
  private:
+  // Those patches last that hang over the border most, so that what they have outside the image is left out by count.
+  void sort(const Block<T>& block, Corners<T>& corners, T** out) const {
+    const int64_t extent_h = (g_.kernel_h - 1) * g_.dilation_h + 1, extent_w = (g_.kernel_w - 1) * g_.dilation_w + 1;
+    int64_t over[kSlots], *top = corners.top + block.first, *left = corners.left + block.first;
+    for (int m = 0; m < kSlots; ++m) {
+      const int64_t rows = larger(-top[m], 0) + larger(top[m] + extent_h - plan_.height, 0);
+      const int64_t columns = larger(-left[m], 0) + larger(left[m] + extent_w - plan_.width, 0);
+      over[m] = 2 * rows + columns;  // not their sum: sides of a kind stay together
+    }
+    for (int m = 1; m < block.positions; ++m) {
+      for (int i = m; i > 0 && over[i] < over[i - 1]; --i) {
+        const int64_t slot = block.first + i;
+        swap(over[i], over[i - 1]);
+        swap(top[i], top[i - 1]);
+        swap(left[i], left[i - 1]);
+        swap(corners.offset[slot], corners.offset[slot - 1]);
+        swap(out[slot], out[slot - 1]);
+      }
+    }
+  }
+
   int64_t build_border(const Block<T>& block, const Corners<T>& corners, Segment* segments, const T** pointers) {
     const uint32_t all = (1u << block.positions) - 1;
     int64_t run_count = 0;
@@ -220,7 +255,8 @@ class PatchBuilder {
         const uint32_t valid = row_valid & run->valid;
         if (valid == 0) continue;
         const int64_t shift = i * g_.dilation_h * row_step_ + run->begin * g_.dilation_w * plan_.in_channels;
-        segments[count] = {(i * g_.kernel_w + run->begin) * plan_.in_channels, run->count * plan_.in_channels, 0};
+        segments[count] = {(i * g_.kernel_w + run->begin) * plan_.in_channels, run->count * plan_.in_channels, 0,
+                           32 - __builtin_clz(valid)};
         point(corners.offset + block.first, shift, valid, pointers + count * kSlots);
         ++count;
       }

@@ -62,7 +62,10 @@ class RegionKernel {
         b_(buffers),
         patches_(patches) {
     for (int m = 0; m < kPositions; ++m) {
-      for (int n = 0; n < kRows; ++n) dot_block_[m][n] = select_dot_block<T>(m + 1, n + 1);
+      for (int n = 0; n < kRows; ++n) {
+        dot_block_[0][m][n] = select_dot_block<T, false>(m + 1, n + 1);
+        dot_block_[1][m][n] = select_dot_block<T, true>(m + 1, n + 1);
+      }
       for (int n = 0; n < kVectors; ++n) {
         panel_block_[m][n] = select_panel_block<T>(m + 1, n + 1);
         expand_block_[0][m][n] = select_expand_block<T, false>(m + 1, n + 1);
@@ -128,7 +131,6 @@ class RegionKernel {
       const int64_t count = smaller(item_->position_count - i, end - begin - m);
       for (int64_t k = 0; k < count; ++k) {
         out_[m + k] = static_cast<T*>(plan_.out) + image * image_size + positions[k] * plan_.out_channels;
-        target_[m + k] = permuted_ ? b_.y + (m + k) * plan_.out_channels : out_[m + k];
       }
       if (item_->row_count > 0) patches_.locate(image, positions, count, corners_, m);
       m += count;
@@ -141,8 +143,9 @@ class RegionKernel {
       block.first = int(parts.begin(b));
       block.positions = int(parts.begin(b + 1)) - block.first;
       if (item_->row_count == 0 || (b_.packed && !in_panels_)) continue;
-      patches_.build(block, corners_, b_.segments + b * taps, b_.pointers + b * taps * kSlots);
+      patches_.build(block, corners_, out_, b_.segments + b * taps, b_.pointers + b * taps * kSlots);
     }
+    for (int64_t m = 0; m < end - begin; ++m) target_[m] = permuted_ ? b_.y + m * plan_.out_channels : out_[m];
   }
 
   // Z of a block is (rows, positions of the block), or from panels (positions, z_stride_); blocks follow each other.
@@ -194,7 +197,7 @@ class RegionKernel {
       const Block<T>& block = blocks_[b];
       const int64_t i = next_.begin + block.first;
       const T* ahead = left == 0 ? out_[block.first] : pixels && i < next_.end ? new_row(i, left - 1) : next;
-      dot_block_[block.positions - 1][count - 1](block, rows, z(block, begin), Ahead<T>{ahead, step});
+      dot_block_[block.counted][block.positions - 1][count - 1](block, rows, z(block, begin), Ahead<T>{ahead, step});
     }
   }
 
@@ -265,7 +268,7 @@ class RegionKernel {
   Block<T> blocks_[kMaxBlocks];
   T* out_[kTile];
   T* target_[kTile];
-  DotBlock<T> dot_block_[kPositions][kRows];
+  DotBlock<T> dot_block_[2][kPositions][kRows];
   PanelBlock<T> panel_block_[kPositions][kVectors];
   ExpandBlock<T> expand_block_[2][kPositions][kVectors];
 };
