@@ -29,8 +29,8 @@ inline void reduce(Vec* acc, float* out) {
   if constexpr (kCount > kLanes) reduce<kCount - kLanes>(acc + kLanes, out + kLanes);
 }
 
-// What comes next, to be fetched into the second-level cache ``step`` numbers at a time: rows, since V outgrows that
-// cache where every region has its own and comes from the third level once a tile; pixels and outputs of large maps.
+// What comes next, to be fetched into the second-level cache ``step`` numbers at a time: pixels and outputs of large
+// maps; rows, since V outgrows that cache where every region has its own and comes from the third level once a tile.
 template <typename T>
 struct Ahead {
   const T* next;

@@ -56,6 +56,14 @@ Isa chosen_isa() {
   return isa;
 }
 
+bool prefetch_rows() {
+#if defined(__x86_64__)
+  return !__builtin_cpu_is("amd");
+#else
+  return true;
+#endif
+}
+
 const Kernels& chosen_kernels() {
 #if defined(__x86_64__)
   switch (chosen_isa()) {

@@ -18,6 +18,9 @@ struct Span {
 // Cache-aligned memory of the calling thread, valid until its next call.
 void* thread_scratch(size_t bytes);
 
+// Whether to prefetch rows of V in software: measured, a Xeon gains by it, and an EPYC's own prefetchers do it better.
+bool prefetch_rows();
+
 // Pixels (pixels, in_channels) times a matrix (in_channels, out_channels), all of them rows without gaps.
 struct Product {
   int64_t pixels, in_channels, out_channels;

@@ -184,11 +184,12 @@ class RegionKernel {
     const T* rows[kRows];
     for (int64_t n = 0; n < count; ++n) rows[n] = v_ + order[begin + n] * plan_.patch;
     // What is needed next: under the last rows a block's outputs, before them input rows of the tile that follows, else
-    // a share of the next rows of V. All are taken to be neighbours in memory: where they are not, no harm is done.
+    // a share of the next rows of V if that helps. All are taken to be neighbours in memory: where not, no harm is done.
     const int64_t left = parts.count - 1 - r;
     const bool pixels = 0 < left && left <= new_rows_;
     const T* next = left > 0 ? v_ + order[begin + count] * plan_.patch : nullptr;
-    const int64_t share = left > 0 ? (parts.begin(r + 2) - parts.begin(r + 1)) * plan_.patch / (last - first) : 0;
+    const int64_t rows_ahead = left > 0 && prefetch_rows_ ? parts.begin(r + 2) - parts.begin(r + 1) : 0;
+    const int64_t share = rows_ahead * plan_.patch / (last - first);
     const int64_t numbers = left == 0 ? kPositions * plan_.out_channels
                             : pixels  ? kPositions * plan_.geometry.stride_w * plan_.in_channels
                                       : share;
@@ -260,6 +261,7 @@ class RegionKernel {
   PatchBuilder<T>& patches_;
   const WorkItem* item_ = nullptr;
   bool permuted_ = false, in_panels_ = false;
+  const bool prefetch_rows_ = prefetch_rows();
   Span next_{};           // the tile that follows begins where this does,
   int64_t new_rows_ = 0;  // and has so many input rows that this one has not
   int64_t z_stride_ = 0;
