@@ -66,6 +66,19 @@ class Geometry(NamedTuple):
         return cls(*((ints[i], ints[i + 1]) for i in (0, 2, 4, 6)))
 
 
+def _walk(labels: Tensor, geometry: Geometry, patch: int) -> Tensor:
+    """All flat positions of a map (Ho, Wo): row by row, or two rows at a time, to and fro, where patches are long.
+
+    Neighbours in this order are computed together, and patches of 2 x 3 positions share more input than of 1 x 6.
+    Short patches gain nothing by that, and the rows of their large maps are easier to fetch ahead one by one.
+    """
+    index = torch.arange(labels.numel(), device=labels.device).view(labels.shape)
+    if min(geometry.kernel) == 1 or patch < 1024:
+        return index.flatten()
+    strips = (strip.flip(1) if i % 2 else strip for i, strip in enumerate(index.split(2)))
+    return torch.cat([strip.T.flatten() for strip in strips])
+
+
 class ClusterFactors(NamedTuple):
     """Channels (n,) of one cluster, where its rows start in the region's list, and U (n, rank); None is dense."""
 
@@ -87,7 +100,7 @@ class PackedPlan(NamedTuple):
     Shapes (q pool rows, D = kh*kw*C patch length, R regions, O output channels, P = Ho*Wo output positions):
         v: (q, D) first-stage rows, D ordered (kh, kw, C), floating.
         u: (sum of rank * channels,) the clusters' second-stage blocks, each (rank, channels) row by row, as v.
-        positions: (P,) int32, flat output positions, region after region.
+        positions: (P,) int32, flat output positions, region after region, within one in any order: see :func:`_walk`.
         rows: (S,) int32, rows of v that each region uses, region after region.
         channels: (R, O) int32, each region's output channels, cluster after cluster.
         work: (R, 8) int32, the work list: a :class:`WorkItem` a row, dearest position first.
@@ -179,7 +192,8 @@ class PackedPlan(NamedTuple):
         region = work[:, 0].long()
         work[:, 1] = starts.to(work)[region]
         work[:, 2] = counts.to(work)[region]
-        positions = torch.argsort(flat, stable=True).to(self.rows)
+        order = _walk(labels, self.geometry, self.v.shape[1])
+        positions = order[flat[order].argsort(stable=True)].to(self.rows)
         return self._replace(positions=positions, work=work, out_size=tuple(labels.shape))
 
     def to(self, *args, **kwargs) -> PackedPlan:
