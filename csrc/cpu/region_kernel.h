@@ -184,7 +184,7 @@ class RegionKernel {
     const T* rows[kRows];
     for (int64_t n = 0; n < count; ++n) rows[n] = v_ + order[begin + n] * plan_.patch;
     // What is needed next: under the last rows a block's outputs, before them input rows of the tile that follows, else
-    // a share of the next rows of V if that helps. All are taken to be neighbours in memory: where not, no harm is done.
+    // a share of the next rows of V. All are taken to be neighbours in memory: where they are not, no harm is done.
     const int64_t left = parts.count - 1 - r;
     const bool pixels = 0 < left && left <= new_rows_;
     const T* next = left > 0 ? v_ + order[begin + count] * plan_.patch : nullptr;
