@@ -178,8 +178,9 @@ def hits(model: nn.Module, data: str, seed: int, show: bool) -> np.ndarray:
     """bool (n,): which test images the model names right."""
     pixels, labels = images(data, "test", TEST_IMAGES[data], seed)
     batches = range(0, len(labels), BATCH)
-    spec = example(data)[1]
-    chosen = [model(spec.preprocess(pixels[i : i + BATCH])).argmax(1) for i in track(batches, "testing", show)]
+    spec, dtype = example(data)[1], next(model.parameters()).dtype
+    inputs = (spec.preprocess(pixels[i : i + BATCH]).to(dtype) for i in track(batches, "testing", show))
+    chosen = [model(x).argmax(1) for x in inputs]
     return torch.cat(chosen).numpy() == labels
 
 

@@ -9,37 +9,46 @@ import statistics
 import sys
 
 import torch
+from torch import Tensor
 
 from hscc_kernels import explain, lowrank_conv2d, testing
 
 from . import peers
-from .cases import LAYERS, REDUCTIONS, Case, make_input, make_plan, select
+from .cases import LAYERS, REDUCTIONS, Case, Layer, make_input, make_plan, select
 from .timing import header, interleaved, keep_freed_memory, ratio
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-def gate(case: Case, batch: int, backend: str) -> float:
+
+def make_bias(layer: Layer, dtype: torch.dtype) -> Tensor:
+    return torch.randn(layer.out_channels, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+
+def gate(case: Case, batch: int, dtype: torch.dtype, backend: str) -> float:
     """The error ratio (``testing.error_ratio``) on the bench's own plan and a batch of at most two images."""
-    plan, x = make_plan(case), make_input(case.layer, min(batch, 2))
-    bias = torch.randn(case.layer.out_channels, generator=torch.Generator().manual_seed(2))
+    plan, x = make_plan(case).to(dtype), make_input(case.layer, min(batch, 2)).to(dtype)
+    bias = make_bias(case.layer, dtype)
     got = lowrank_conv2d(x, plan, bias, activation="relu", backend=backend)
     return testing.error_ratio(got, testing.plain(x, plan, bias, "relu"), testing.exact(x, plan, bias, "relu"))
 
 
-def run_layer(cases: list[Case], batch: int, threads: int, backend: str, compiled: bool, rounds: int) -> list[dict]:
+def run_layer(
+    cases: list[Case], batch: int, threads: int, dtype: torch.dtype, backend: str, compiled: bool, rounds: int
+) -> list[dict]:
     """All cases of one layer, timed in turn with the dense peers and, for one region and cluster, the chains."""
     layer = cases[0].layer
-    x = make_input(layer, batch)
-    bias = torch.randn(layer.out_channels, generator=torch.Generator().manual_seed(2))
+    x = make_input(layer, batch).to(dtype)
+    bias = make_bias(layer, dtype)
     weight = torch.randn(layer.out_channels, layer.in_channels, layer.kernel, layer.kernel) / math.sqrt(layer.patch)
     torch._dynamo.reset()  # once a layer: later it would compile the dense peer again, its weights not frozen
-    dense = peers.all_peers(x, [weight], bias, layer, threads, compiled)
+    dense = peers.all_peers(x, [weight.to(dtype)], bias, layer, threads, compiled)
     rows = []
     for case in cases:
-        error = gate(case, batch, backend)
+        error = gate(case, batch, dtype, backend)
         if not error <= 1:
             rows.append({"name": case.name, "error_ratio": error})
             continue
-        plan = make_plan(case)
+        plan = make_plan(case).to(dtype)
         biases = bias.expand(plan.regions, -1).contiguous()  # a row a region, as HSCConv2d keeps it
 
         def ours(plan=plan, biases=biases):
@@ -126,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="bfloat16: PyTorch's are the only peers")
     parser.add_argument("--all", action="store_true", help="the whole table; hours")
     parser.add_argument("--case", action="append", help="cases whose name starts so, as resnet18_2/R4/K1; repeatable")
     parser.add_argument("--reduction", type=float, action="append", help="instead of 3, 5.3, 10 and 20; repeatable")
@@ -142,12 +152,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"backend {args.backend}: {reason}")
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    head = header(args.threads, args.batch, args.backend)
+    dtype = DTYPES[args.dtype]
+    head = header(args.threads, args.batch, args.backend, dtype)
     print(json.dumps(head))
     rows = []
     for name in dict.fromkeys(case.layer.name for case in cases):
         group = [case for case in cases if case.layer.name == name]
-        for row in run_layer(group, args.batch, args.threads, args.backend, not args.no_compile, args.rounds):
+        for row in run_layer(group, args.batch, args.threads, dtype, args.backend, not args.no_compile, args.rounds):
             print_row(row, head["peak_gflops"])
             rows.append(row)
     print_summary(rows)

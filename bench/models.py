@@ -21,6 +21,7 @@ from hscc_kernels import testing
 
 from . import accuracy
 from .correctness import references
+from .kernels import DTYPES
 from .peers import HAS_ONNX, Calls, runtime_calls, torch_calls
 from .timing import header, interleaved, keep_freed_memory, ratio
 
@@ -28,14 +29,14 @@ DATA = "brain_mri"
 WAYS = ("eager", "compiled", "aot")  # of running a compressed model
 
 
-def compressed(flops: float, params: float | None, calibration: int) -> tuple[nn.Module, dict]:
+def compressed(flops: float, params: float | None, calibration: int, dtype: torch.dtype) -> tuple[nn.Module, dict]:
     """The network that the accuracy study tests at these reductions, its ReLUs fused, and what it is."""
     dense, spec, _ = accuracy.example(DATA)
     cell = accuracy.Cell(DATA, "hscc", flops, params, calibration)
     model, pixels = copy.deepcopy(dense), accuracy.images(DATA, "calibration", calibration, cell.seed)[0]
     report = hscc.compress_(model, accuracy.batches(pixels, spec), cell.config(), show_progress=True)
     hscc.fuse_relu_(model)
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(dtype, memory_format=torch.channels_last)
     before, after = accuracy.dense_hits(DATA, cell.seed), accuracy.hits(model, DATA, cell.seed, True)
     return model, {
         "flop_reduction": round(report.flop_reduction, 3),
@@ -105,13 +106,13 @@ def own_calls(model: nn.Module, x: Tensor, compiled: bool) -> Calls:
 
 def measure(models: dict[str, tuple[nn.Module, dict]], x: Tensor, threads: int, compiled: bool, rounds: int):
     """A row for each compressed model (by name, with what it is), timed in turn with the dense peers."""
-    dense = accuracy.example(DATA)[0]
+    dense = copy.deepcopy(accuracy.example(DATA)[0]).to(x.dtype)
     torch._dynamo.reset()
     peers: Calls = torch_calls(dense, x, compiled)
     if compiled:
         x_last = x.contiguous(memory_format=torch.channels_last)
         peers["torch_aot"] = aot(dense, x_last, frozen=True)
-    if HAS_ONNX:
+    if HAS_ONNX and x.dtype == torch.float32:  # what the graph holds
         peers |= runtime_calls(onnx_model(dense, x), x, threads)
     rows, calls = [], dict(peers)
     for name, (model, facts) in models.items():
@@ -160,20 +161,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--reductions", type=float, nargs="+", default=[3.0, 5.3, 10.0, 20.0])
     parser.add_argument("--params", type=float, help="times fewer parameters, as well")
     parser.add_argument("--calibration", type=int, default=512, help="images")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="bfloat16: PyTorch's are the only peers")
     parser.add_argument("--no-compile", action="store_true", help="leave compiled calls out")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", help="write the results to this file")
     args = parser.parse_args(argv)
     stored = f"/p{args.params:g}" if args.params else ""
-    models = {f"alexnet/{f:g}x{stored}": compressed(f, args.params, args.calibration) for f in args.reductions}
+    dtype = DTYPES[args.dtype]
+    models = {f"alexnet/{f:g}x{stored}": compressed(f, args.params, args.calibration, dtype) for f in args.reductions}
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     keep_freed_memory()
-    head, rows = header(args.threads, args.batch), []
+    head, rows = header(args.threads, args.batch, dtype=dtype), []
     print(json.dumps(head))
     pixels, spec = accuracy.images(DATA, "calibration", args.calibration, 0)[0], accuracy.example(DATA)[1]
     for batch in args.batch:
-        x = spec.preprocess(pixels[:batch])
+        x = spec.preprocess(pixels[:batch]).to(dtype)
         rows += measure(models, x, args.threads, not args.no_compile, args.rounds)
         for row in rows[-len(models) :]:
             print_row(row)

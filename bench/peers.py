@@ -125,4 +125,6 @@ def runtime_calls(model: bytes, x: Tensor, threads: int) -> Calls:
 
 def all_peers(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer, threads: int, compiled: bool) -> Calls:
     calls = torch_calls(Chain([w.contiguous() for w in weights], bias, layer), x, compiled)
-    return calls | runtime_calls(onnx_model(x, weights, bias, layer), x, threads) if HAS_ONNX else calls
+    if x.dtype != torch.float32 or not HAS_ONNX:  # the graph, and the memory that is bound to it, hold float32
+        return calls
+    return calls | runtime_calls(onnx_model(x, weights, bias, layer), x, threads)

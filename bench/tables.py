@@ -34,7 +34,8 @@ def layers(cases: list[dict]) -> list[str]:
         one, four, ten, unequal = (rows[name, column] for column in columns)
         etas = (f"{case['eta']:.2f}" for case in (one, four, ten, unequal))
         times = (f"{case['ms']:.3f}" for case in (one, four))
-        last = f"{four['eta_runtimes']:.2f}", f"{one['speedup_over_best_chain']:.2f}x"
+        runtimes = f"{four['eta_runtimes']:.2f}" if "eta_runtimes" in four else ""
+        last = runtimes, f"{one['speedup_over_best_chain']:.2f}x"
         lines.append(line(name, *times, *etas, *last))
     wide = [name for name in names if LAYERS[name].kernel > 1]
     return [*lines, "", *means(rows, wide)]
@@ -42,7 +43,9 @@ def layers(cases: list[dict]) -> list[str]:
 
 def means(rows: Rows, names: list[str]) -> list[str]:
     def mean(column: str, key: str) -> str:
-        values = [rows[name, column][key] for name in names]
+        values = [rows[name, column][key] for name in names if key in rows[name, column]]
+        if not values:
+            return ""
         return f"{geomean(values):.2f} (least {min(values):.2f})"
 
     def slower(column: str) -> str:

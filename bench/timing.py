@@ -34,7 +34,15 @@ typedef float v __attribute__((vector_size(16)));
 #endif
 #define EACH(f) f(0) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11)
 #define START(i) v a##i = c + i;
-#define STEP(i) a##i = a##i * b + c; __asm__ volatile("" : "+" REGISTER (a##i));
+#if defined(BFLOAT16) && defined(__AVX512BF16__)
+#include <immintrin.h>
+#define MULTIPLY_ADD(a) (v)_mm512_dpbf16_ps((__m512)a, (__m512bh)b, (__m512bh)c)
+#define NUMBERS 2
+#else
+#define MULTIPLY_ADD(a) a * b + c
+#define NUMBERS 1
+#endif
+#define STEP(i) a##i = MULTIPLY_ADD(a##i); __asm__ volatile("" : "+" REGISTER (a##i));
 #define SUM(i) sink += a##i[0];
 double run(long n) {
   v zero = {0}, b = zero + 0.999f, c = zero + 1e-4f;
@@ -42,7 +50,7 @@ double run(long n) {
   EACH(START)
   for (long k = 0; k < n; ++k) { EACH(STEP) }
   EACH(SUM)
-  return 24.0 * (sizeof(v) / sizeof(float)) * (double)n;
+  return 24.0 * NUMBERS * (sizeof(v) / sizeof(float)) * (double)n;
 }
 """
 
@@ -104,12 +112,14 @@ def ratio(times: dict[str, list[float]], over: list[str], ours: str) -> float:
     return min(statistics.median(a / b for a, b in zip(times[name], times[ours], strict=True)) for name in over)
 
 
-def peak_gflops(threads: int) -> float | None:
-    """Multiply-adds in registers on that many threads; None without a C compiler."""
+def peak_gflops(threads: int, dtype: torch.dtype = torch.float32) -> float | None:
+    """Multiply-adds in registers on that many threads, of bfloat16 where the processor multiplies those itself; None
+    without a C compiler."""
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "peak.c"), Path(folder, "peak.so")
         source.write_text(_PEAK_SOURCE)
-        command = ["cc", "-O3", "-march=native", "-ffast-math", "-shared", "-fPIC", str(source), "-o", str(library)]
+        flags = ["-O3", "-march=native", "-ffast-math", *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
+        command = ["cc", *flags, "-shared", "-fPIC", str(source), "-o", str(library)]
         try:
             subprocess.run(command, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
@@ -129,7 +139,9 @@ def peak_gflops(threads: int) -> float | None:
     return best
 
 
-def header(threads: int, batch: int | list[int], backend: str = "cpu") -> dict[str, object]:
+def header(
+    threads: int, batch: int | list[int], backend: str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, object]:
     """Machine, versions and commit, for a JSON file that has to speak for itself later."""
     packages = {}
     for name in ("torch", "triton", "onnxruntime", "openvino", "numpy"):
@@ -137,7 +149,7 @@ def header(threads: int, batch: int | list[int], backend: str = "cpu") -> dict[s
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             packages[name] = None
-    peak = peak_gflops(threads)
+    peak = peak_gflops(threads, dtype)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": _cpu_name(),
@@ -150,6 +162,7 @@ def header(threads: int, batch: int | list[int], backend: str = "cpu") -> dict[s
         "build": torch.ops.hscc._build_info() if hasattr(torch.ops.hscc, "_build_info") else None,
         "threads": threads,
         "batch": batch,
+        "dtype": str(dtype).removeprefix("torch."),
         "peak_gflops": None if peak is None else round(peak, 1),
     }
 

@@ -4,6 +4,7 @@
 // registers, and neither rows nor positions need to be next to each other in memory.
 #pragma once
 
+#include "operand.h"
 #include "patches.h"
 
 namespace hscc::cpu::HSCC_ISA {
@@ -42,19 +43,20 @@ template <typename T, int M, int N, int kValid>
 [[gnu::always_inline]] inline void dot_segment(Vec* acc, const T* const* v, const T* const* patch, int64_t length,
                                                Ahead<T>& ahead) {
   const auto step = [&](int64_t k, auto... count) __attribute__((always_inline)) {
-    Vec b[N];
+    typename Operand<T>::Type b[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) b[n] = load(v[n] + k, count...);
+    for (int n = 0; n < N; ++n) b[n] = Operand<T>::load(v[n] + k, count...);
 #pragma GCC unroll 8
     for (int m = 0; m < kValid; ++m) {
-      Vec a = load(patch[m] + k, count...);
+      auto a = Operand<T>::load(patch[m] + k, count...);
       if constexpr (N > 1) pin(a);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) acc[n * M + m] = fma(a, b[n], acc[n * M + m]);
+      for (int n = 0; n < N; ++n) acc[n * M + m] = Operand<T>::dot(a, b[n], acc[n * M + m]);
     }
   };
+  constexpr int kCount = Operand<T>::kCount;
   int64_t k = 0;
-  for (; k + kLanes <= length; k += kLanes, ahead.next += ahead.step) {
+  for (; k + kCount <= length; k += kCount, ahead.next += ahead.step) {
     __builtin_prefetch(ahead.next, 0, 2);
     step(k);
   }

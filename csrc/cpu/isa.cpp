@@ -18,13 +18,15 @@ bool supported(Isa isa) {
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::avx512bf16:
+      return supported(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
   }
 #endif
   return isa == Isa::portable;
 }
 
 Isa choose() {
-  constexpr Isa preference[] = {Isa::avx512, Isa::avx2, Isa::portable};
+  constexpr Isa preference[] = {Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::portable};
   const char* wanted = std::getenv("HSCC_CPU_ISA");
   for (Isa isa : preference) {
     if (wanted == nullptr || *wanted == '\0') {
@@ -34,7 +36,7 @@ Isa choose() {
       return isa;
     }
   }
-  STD_TORCH_CHECK(false, "HSCC_CPU_ISA: got ", wanted, ", expected avx512, avx2 or portable");
+  STD_TORCH_CHECK(false, "HSCC_CPU_ISA: got ", wanted, ", expected avx512bf16, avx512, avx2 or portable");
 }
 
 }  // namespace
@@ -47,6 +49,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512bf16:
+      return "avx512bf16";
   }
   return "unknown";
 }
@@ -58,7 +62,7 @@ Isa chosen_isa() {
 
 bool prefetch_rows() {
 #if defined(__x86_64__)
-  return !__builtin_cpu_is("amd");
+  return !__builtin_cpu_is("amd") || __builtin_cpu_is("amdfam19h");
 #else
   return true;
 #endif
@@ -67,6 +71,8 @@ bool prefetch_rows() {
 const Kernels& chosen_kernels() {
 #if defined(__x86_64__)
   switch (chosen_isa()) {
+    case Isa::avx512bf16:
+      return kernels_avx512bf16;
     case Isa::avx512:
       return kernels_avx512;
     case Isa::avx2:

@@ -5,7 +5,7 @@
 
 namespace hscc::cpu {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, avx512bf16 };
 
 const char* isa_name(Isa isa);
 

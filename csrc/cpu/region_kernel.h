@@ -32,6 +32,7 @@ struct Buffers {
   Run* runs = nullptr;
   T *zeros = nullptr, *packed = nullptr, *y;
   float *z = nullptr, *panels = nullptr, *bias;
+  typename SecondStage<T>::Z* packed_z = nullptr;
   int32_t* inverse;
 
   Buffers(Arena& arena, const PlanView& plan, int64_t max_rows, int64_t max_panels) {
@@ -43,6 +44,7 @@ struct Buffers {
       runs = arena.take<Run>(plan.geometry.kernel_w);
       zeros = arena.take<T>(plan.geometry.kernel_w * plan.in_channels);
       z = arena.take<float>(kTile * padded(max_rows));
+      if (SecondStage<T>::kPacks) packed_z = arena.take<typename SecondStage<T>::Z>(kTile * padded(max_rows));
       panels = arena.take<float>(max_panels);
       if (packs(plan)) packed = arena.take<T>(kPositions * packed_length(plan));
     }
@@ -68,6 +70,8 @@ class RegionKernel {
       }
       for (int n = 0; n < kVectors; ++n) {
         panel_block_[m][n] = select_panel_block<T>(m + 1, n + 1);
+      }
+      for (int n = 0; n < SecondStage<T>::kMost; ++n) {
         expand_block_[0][m][n] = select_expand_block<T, false>(m + 1, n + 1);
         expand_block_[1][m][n] = select_expand_block<T, true>(m + 1, n + 1);
       }
@@ -92,7 +96,7 @@ class RegionKernel {
   void enter(const Span& span) {
     const WorkItem& item = *span.item;
     item_ = &item;
-    in_panels_ = wants_panels(plan_, item);
+    in_panels_ = wants_panels<T>(plan_, item);
     z_stride_ = padded(item.row_count);
     if (in_panels_) {
       const Parts panels(z_stride_ / kLanes, kVectors);
@@ -193,7 +197,7 @@ class RegionKernel {
     const int64_t numbers = left == 0 ? kPositions * plan_.out_channels
                             : pixels  ? kPositions * plan_.geometry.stride_w * plan_.in_channels
                                       : share;
-    const int64_t step = ceil_div(numbers * kLanes, plan_.patch);
+    const int64_t step = ceil_div(numbers * Operand<T>::kCount, plan_.patch);
     for (int b = first; b < last; ++b, next += share) {
       const Block<T>& block = blocks_[b];
       const int64_t i = next_.begin + block.first;
@@ -227,15 +231,22 @@ class RegionKernel {
         }
         continue;
       }
-      const Parts panels(ceil_div(c.channel_count, kLanes), kVectors);
+      const typename SecondStage<T>::Z* operands[kMaxBlocks];
+      for (int b = 0; b < block_count_; ++b) {
+        const Block<T>& block = blocks_[b];
+        operands[b] = SecondStage<T>::pack(z(block, c.row_start), z_stride_, in_panels_, c.rank, block.positions,
+                                           b_.packed_z + block.first * z_stride_);
+      }
+      constexpr int kChannels = SecondStage<T>::kChannels;
+      const Parts panels(ceil_div(c.channel_count, kChannels), SecondStage<T>::kMost);
       for (int64_t i = 0; i < panels.count; ++i) {
-        const int64_t begin = panels.begin(i), vectors = panels.begin(i + 1) - begin;
-        const int64_t start = begin * kLanes, last = smaller(c.channel_count - start - (vectors - 1) * kLanes, kLanes);
+        const int64_t begin = panels.begin(i), vectors = panels.begin(i + 1) - begin, start = begin * kChannels;
+        const int64_t last = smaller(c.channel_count - start - (vectors - 1) * kChannels, kChannels);
         cluster.u = u_ + c.u_start + start;
         cluster.bias = b_.bias + c.channel_start + start;
         for (int b = 0; b < block_count_; ++b) {
           const Block<T>& block = blocks_[b];
-          expand_block_[in_panels_][block.positions - 1][vectors - 1](cluster, z(block, c.row_start), z_stride_,
+          expand_block_[in_panels_][block.positions - 1][vectors - 1](cluster, operands[b], z_stride_,
                                                                       target_ + block.first, offset + start, last);
         }
       }
@@ -272,7 +283,7 @@ class RegionKernel {
   T* target_[kTile];
   DotBlock<T> dot_block_[2][kPositions][kRows];
   PanelBlock<T> panel_block_[kPositions][kVectors];
-  ExpandBlock<T> expand_block_[2][kPositions][kVectors];
+  ExpandBlock<T> expand_block_[2][kPositions][SecondStage<T>::kMost];
 };
 
 template <typename T>
@@ -281,7 +292,7 @@ void run_as(const PlanView& plan, const Span* spans, int64_t span_count) {
   for (int64_t s = 0; s < span_count; ++s) {
     const WorkItem& item = *spans[s].item;
     max_rows = larger(max_rows, item.row_count);
-    if (wants_panels(plan, item)) max_panels = larger(max_panels, padded(item.row_count) * plan.patch);
+    if (wants_panels<T>(plan, item)) max_panels = larger(max_panels, padded(item.row_count) * plan.patch);
   }
   Arena measure(nullptr);
   Buffers<T>(measure, plan, max_rows, max_panels);

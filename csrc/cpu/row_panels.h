@@ -5,6 +5,7 @@
 // comes out with the rows of a position next to each other; what ranks leave of the last vector is wasted.
 #pragma once
 
+#include "operand.h"
 #include "patches.h"
 
 namespace hscc::cpu::HSCC_ISA {
@@ -17,7 +18,8 @@ inline int64_t padded(int64_t rows) {
 
 // Whether panels are quicker for an item, by what each way takes of a position's time, in multiply-add instructions: a
 // sum over lanes 4 a row, copies and pointers 10 and 5 a kernel row, a vector transposed for one image 8 an element.
-inline bool wants_panels(const PlanView& plan, const WorkItem& item) {
+template <typename T>
+bool wants_panels(const PlanView& plan, const WorkItem& item) {
   const Geometry& g = plan.geometry;
   const int64_t rows = item.row_count;
   const int64_t vectors = padded(rows) / kLanes, runs = g.dilation_w == 1 ? g.kernel_h : g.kernel_h * g.kernel_w;
@@ -25,7 +27,7 @@ inline bool wants_panels(const PlanView& plan, const WorkItem& item) {
   const double along = double(vectors * plan.patch) * ((vectors == 1 ? 1.5 : 1.1) + 8.0 / double(item.position_count)) +
                        double(5 * runs * ceil_div(vectors, kVectors));
   const int64_t length = packs(plan) ? plan.patch : plan.patch / runs;
-  const int64_t loads = plan.patch / length * ceil_div(length, kLanes);
+  const int64_t loads = plan.patch / length * ceil_div(length, Operand<T>::kCount);
   return along < double(rows * (loads + 4) + (packs(plan) ? 10 * runs : 0));
 }
 

@@ -58,10 +58,25 @@ void expand_block(const Cluster<T>& cluster, const float* z, int64_t stride, T* 
   }
 }
 
+// How U meets Z: numbers of Z as they are multiplied, and the most vectors of so many channels that M positions meet at
+// once. An instruction set that multiplies narrower numbers itself has a SecondStage of its own for them.
 template <typename T>
-using ExpandBlock = void (*)(const Cluster<T>&, const float* z, int64_t stride, T* const*, int64_t, int64_t);
+struct SecondStage {
+  using Z = float;
+  static constexpr bool kPacks = false;  // whether Z is to be copied
+  static constexpr int kChannels = kLanes, kMost = kVectors;
 
-template <typename T, bool kByPosition, int M = kPositions, int N = kVectors>
+  static const Z* pack(const float* z, int64_t, bool, int64_t, int, Z*) { return z; }
+
+  template <bool kByPosition, int M, int N>
+  static constexpr auto block = expand_block<T, kByPosition, M, N>;
+};
+
+template <typename T>
+using ExpandBlock = void (*)(const Cluster<T>&, const typename SecondStage<T>::Z*, int64_t, T* const*, int64_t,
+                             int64_t);
+
+template <typename T, bool kByPosition, int M = kPositions, int N = SecondStage<T>::kMost>
 ExpandBlock<T> select_expand_block(int positions, int vectors) {
   if constexpr (M > 1) {
     if (positions < M) return select_expand_block<T, kByPosition, M - 1, N>(positions, vectors);
@@ -69,7 +84,7 @@ ExpandBlock<T> select_expand_block(int positions, int vectors) {
   if constexpr (N > 1) {
     if (vectors < N) return select_expand_block<T, kByPosition, M, N - 1>(positions, vectors);
   }
-  return expand_block<T, kByPosition, M, N>;
+  return SecondStage<T>::template block<kByPosition, M, N>;
 }
 
 // A dense cluster: its rows of z are the outputs; row r of position m is z[r * row + m * position].

@@ -39,8 +39,10 @@ for channels in (torch.arange(1), torch.arange(21)):  # without and with whole v
     plan = PackedPlan.pack(v, (dense,), torch.zeros(256, 256, dtype=torch.int64), Geometry((1, 1)))
     bias = torch.tensor([0.0, 0.3, 1.7]).bfloat16().repeat(7)[: len(channels)]
     got = lowrank_conv2d(x, plan, bias, backend="cpu")
-    expected = (x.float() + bias.float()[:, None, None]).bfloat16()
-    assert torch.equal(got, expected), (got - expected).abs().max()
+    denormal = x.abs() < torch.finfo(torch.bfloat16).tiny  # zero to AVX512-BF16
+    values = [x.float(), torch.where(denormal, 0, x.float())][: 2 if sys.argv[1] == "avx512bf16" else 1]
+    expected = [(value + bias.float()[:, None, None]).bfloat16() for value in values]
+    assert torch.where(got == expected[0], True, got == expected[-1]).all()
     assert lowrank_conv2d(torch.full_like(x, float("nan")), plan, bias, backend="cpu").isnan().all()
 """
 
@@ -51,7 +53,7 @@ def run_python(code: str, *args: str, **env: str) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "portable"])
 def test_every_instruction_set_meets_the_reference(isa):
     done = run_python(CHECK_ALL_CASES, isa, HSCC_CPU_ISA=isa)
     if "does not support" in done.stderr:
@@ -62,7 +64,7 @@ def test_every_instruction_set_meets_the_reference(isa):
 def test_unknown_instruction_set_is_an_error():
     done = run_python("import torch, hscc_kernels; torch.ops.hscc._build_info()", HSCC_CPU_ISA="avx1024")
     assert done.returncode != 0
-    assert "got avx1024, expected avx512, avx2 or portable" in done.stderr
+    assert "got avx1024, expected avx512bf16, avx512, avx2 or portable" in done.stderr
 
 
 def call(inputs: testing.Inputs, **changes):
@@ -74,7 +76,7 @@ def call(inputs: testing.Inputs, **changes):
     return torch.ops.hscc.lowrank_conv2d_cpu(*{**dict(zip(names, values, strict=True)), **changes}.values())
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "portable"])
 def test_bfloat16_is_rounded_as_pytorch_does(isa):
     """Every finite bfloat16 plus a bias is rounded once, ties to even; NaN stays NaN."""
     done = run_python(CHECK_ROUNDING, isa, HSCC_CPU_ISA=isa)
