@@ -168,10 +168,12 @@ def header(
 
 
 def _cpu_name() -> str:
+    """As the kernel gives it, with family and model where the name alone says nothing of the generation."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+        return "{}, family {} model {}".format(*(facts[key] for key in ("model name", "cpu family", "model")))
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
 
 

@@ -52,6 +52,9 @@ inline void store(BFloat16* p, Vec a, int64_t n = kLanes) {
   const __m512i result = _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, quiet);
   _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(result));
 }
+inline void copy(BFloat16* to, const BFloat16* from, int64_t n = kLanes) {
+  _mm256_mask_storeu_epi16(to, first(n), _mm256_maskz_loadu_epi16(first(n), from));
+}
 // One load into a register, where the compiler would rather repeat the memory operand in every use.
 inline void pin(Vec& a) {
   __asm__("" : "+v"(a));

@@ -16,9 +16,17 @@ inline __mmask32 first_words(int64_t n) {
 template <>
 struct Operand<BFloat16> {
   using Type = __m512i;
-  static constexpr int kCount = 2 * kLanes;
+  static constexpr int kCount = 2 * kLanes, kALane = 2;
   static Type load(const BFloat16* p) { return _mm512_loadu_si512(p); }
   static Type load(const BFloat16* p, int64_t n) { return _mm512_maskz_loadu_epi16(first_words(n), p); }
+  static Type broadcast(const BFloat16* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof pair);
+    return _mm512_set1_epi32(pair);
+  }
+  static Type broadcast_last(const BFloat16* p) { return _mm512_set1_epi32(p->bits); }
+  static Vec lanes(Type a) { return _mm512_castsi512_ps(a); }
+  static Type from_lanes(Vec a) { return _mm512_castps_si512(a); }
   static Vec dot(Type a, Type b, Vec sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 };
 

@@ -11,9 +11,14 @@ template <typename T>
 struct Operand {
   using Type = Vec;
   static constexpr int kCount = kLanes;  // numbers in one
+  static constexpr int kALane = kCount / kLanes;
   static Type load(const T* p) { return HSCC_ISA::load(p); }
-  static Type load(const T* p, int64_t n) { return HSCC_ISA::load(p, n); }  // zeros from n on
+  static Type load(const T* p, int64_t n) { return HSCC_ISA::load(p, n); }   // zeros from n on
+  static Type broadcast(const T* p) { return HSCC_ISA::broadcast(p); }       // kALane numbers into each lane
+  static Type broadcast_last(const T* p) { return HSCC_ISA::broadcast(p); }  // one, the end of a patch
   static Vec dot(Type a, Type b, Vec sum) { return fma(a, b, sum); }
+  static Vec lanes(Type a) { return a; }
+  static Type from_lanes(Vec a) { return a; }
 };
 
 }  // namespace hscc::cpu::HSCC_ISA

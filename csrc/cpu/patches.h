@@ -74,14 +74,19 @@ struct Run {
   uint32_t valid;
 };
 
+template <typename T>
+inline void copy(T* to, const T* from, auto... count) {
+  store(to, load(from, count...), count...);
+}
+
 // Copies ``count`` runs of N vectors, the last one not full, to follow each other; spoils up to a vector behind them.
 template <typename T, int N>
 void copy_rows(T* to, const T* from, int64_t run, int64_t step, int64_t count) {
   const int64_t last = run - (N - 1) * kLanes;
   for (int64_t i = 0; i < count; ++i, to += run, from += step) {
 #pragma GCC unroll 4
-    for (int n = 0; n < N - 1; ++n) store(to + n * kLanes, load(from + n * kLanes));
-    store(to + (N - 1) * kLanes, load(from + (N - 1) * kLanes, last));
+    for (int n = 0; n < N - 1; ++n) copy(to + n * kLanes, from + n * kLanes);
+    copy(to + (N - 1) * kLanes, from + (N - 1) * kLanes, last);
   }
 }
 

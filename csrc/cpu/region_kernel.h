@@ -97,6 +97,7 @@ class RegionKernel {
     const WorkItem& item = *span.item;
     item_ = &item;
     in_panels_ = wants_panels<T>(plan_, item);
+    copied_ = b_.packed != nullptr && (!in_panels_ || splits_lanes<T>(plan_));
     z_stride_ = padded(item.row_count);
     if (in_panels_) {
       const Parts panels(z_stride_ / kLanes, kVectors);
@@ -146,7 +147,7 @@ class RegionKernel {
       Block<T>& block = blocks_[b];
       block.first = int(parts.begin(b));
       block.positions = int(parts.begin(b + 1)) - block.first;
-      if (item_->row_count == 0 || (b_.packed && !in_panels_)) continue;
+      if (item_->row_count == 0 || copied_) continue;
       patches_.build(block, corners_, out_, b_.segments + b * taps, b_.pointers + b * taps * kSlots);
     }
     for (int64_t m = 0; m < end - begin; ++m) target_[m] = permuted_ ? b_.y + m * plan_.out_channels : out_[m];
@@ -159,26 +160,30 @@ class RegionKernel {
 
   // Blocks stream through the rows that are in the first-level cache; rows stream through a block copied there.
   void first_stage() {
-    if (in_panels_) {
-      const Parts panels(z_stride_ / kLanes, kVectors);
-      for (int64_t p = 0; p < panels.count; ++p) {
-        const int64_t begin = panels.begin(p), vectors = panels.begin(p + 1) - begin;
-        for (int b = 0; b < block_count_; ++b) {
-          const Block<T>& block = blocks_[b];
-          panel_block_[block.positions - 1][vectors - 1](block, b_.panels + begin * kLanes * plan_.patch,
-                                                         z(block, begin * kLanes), z_stride_);
-        }
-      }
-      return;
-    }
-    const Parts parts(item_->row_count, kRows);
-    if (b_.packed == nullptr) {
-      for (int64_t r = 0; r < parts.count; ++r) dot(parts, r, 0, block_count_);
-      return;
-    }
+    const Parts parts = in_panels_ ? Parts(z_stride_ / kLanes, kVectors) : Parts(item_->row_count, kRows);
+    if (!copied_) return multiply(parts, 0, block_count_);
     for (int b = 0; b < block_count_ && parts.count > 0; ++b) {
       patches_.pack(blocks_[b], corners_, b_.packed, b_.pointers);
-      for (int64_t r = 0; r < parts.count; ++r) dot(parts, r, b, b + 1);
+      multiply(parts, b, b + 1);
+    }
+  }
+
+  void multiply(const Parts& parts, int first, int last) {
+    for (int64_t r = 0; r < parts.count; ++r) {
+      if (in_panels_) {
+        panel(parts, r, first, last);
+      } else {
+        dot(parts, r, first, last);
+      }
+    }
+  }
+
+  void panel(const Parts& parts, int64_t p, int first, int last) {
+    const int64_t row = parts.begin(p) * kLanes, vectors = parts.begin(p + 1) - parts.begin(p);
+    const float* v = b_.panels + row * ceil_div(plan_.patch, Operand<T>::kALane);
+    for (int b = first; b < last; ++b) {
+      const Block<T>& block = blocks_[b];
+      panel_block_[block.positions - 1][vectors - 1](block, v, z(block, row), z_stride_);
     }
   }
 
@@ -271,7 +276,7 @@ class RegionKernel {
   const Buffers<T>& b_;
   PatchBuilder<T>& patches_;
   const WorkItem* item_ = nullptr;
-  bool permuted_ = false, in_panels_ = false;
+  bool permuted_ = false, in_panels_ = false, copied_ = false;
   const bool prefetch_rows_ = prefetch_rows();
   Span next_{};           // the tile that follows begins where this does,
   int64_t new_rows_ = 0;  // and has so many input rows that this one has not

@@ -16,6 +16,12 @@ inline int64_t padded(int64_t rows) {
   return ceil_div(rows, kLanes) * kLanes;
 }
 
+// Whether some lane's numbers would come from two runs of a patch, so that only a copy of it has them together.
+template <typename T>
+bool splits_lanes(const PlanView& plan) {
+  return plan.in_channels % Operand<T>::kALane != 0;
+}
+
 // Whether panels are quicker for an item, by what each way takes of a position's time, in multiply-add instructions: a
 // sum over lanes 4 a row, copies and pointers 10 and 5 a kernel row, a vector transposed for one image 8 an element.
 template <typename T>
@@ -24,8 +30,10 @@ bool wants_panels(const PlanView& plan, const WorkItem& item) {
   const int64_t rows = item.row_count;
   const int64_t vectors = padded(rows) / kLanes, runs = g.dilation_w == 1 ? g.kernel_h : g.kernel_h * g.kernel_w;
   if (rows == 0 || padded(rows) * plan.patch > kMostPanels) return false;
-  const double along = double(vectors * plan.patch) * ((vectors == 1 ? 1.5 : 1.1) + 8.0 / double(item.position_count)) +
-                       double(5 * runs * ceil_div(vectors, kVectors));
+  if (splits_lanes<T>(plan) && !packs(plan)) return false;
+  const double along = double(vectors * ceil_div(plan.patch, Operand<T>::kALane)) *
+                           ((vectors == 1 ? 1.5 : 1.1) + 8.0 / double(item.position_count)) +
+                       double(5 * runs * ceil_div(vectors, kVectors) + (splits_lanes<T>(plan) ? 10 * runs : 0));
   const int64_t length = packs(plan) ? plan.patch : plan.patch / runs;
   const int64_t loads = plan.patch / length * ceil_div(length, Operand<T>::kCount);
   return along < double(rows * (loads + 4) + (packs(plan) ? 10 * runs : 0));
@@ -46,29 +54,35 @@ inline void transpose(Vec* a) {
   }
 }
 
-// Rows by number into panels of at most kVectors vectors, (patch, lanes) each, in turn; zeros fill the last vector.
+// Rows by number into panels of at most kVectors vectors, (patch, lanes) each, in turn; zeros fill the last vector. Of
+// operands whose lanes hold several numbers, (patch / numbers, lanes).
 template <typename T>
 void fill_panels(const T* v, const int32_t* order, int64_t rows, int64_t patch, const Parts& parts, float* to) {
+  using Of = Operand<T>;
   for (int64_t p = 0; p < parts.count; ++p) {
     const int64_t width = (parts.begin(p + 1) - parts.begin(p)) * kLanes;
     for (int64_t lane = 0; lane < width; lane += kLanes) {
       const int64_t row = parts.begin(p) * kLanes + lane, count = smaller(rows - row, kLanes);
-      for (int64_t k = 0; k < patch; k += kLanes) {
-        const int64_t length = smaller(patch - k, kLanes);
+      float* column = to + lane;
+      for (int64_t k = 0; k < patch; k += Of::kCount) {
+        const int64_t length = smaller(patch - k, Of::kCount);
         Vec a[kLanes];
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) a[i] = i < count ? load(v + order[row + i] * patch + k, length) : zero();
+        for (int i = 0; i < kLanes; ++i) {
+          a[i] = i < count ? Of::lanes(Of::load(v + order[row + i] * patch + k, length)) : zero();
+        }
         transpose(a);
-        for (int64_t i = 0; i < length; ++i) store(to + (k + i) * width + lane, a[i]);
+        for (int64_t i = 0; i < ceil_div(length, Of::kALane); ++i, column += width) store(column, a[i]);
       }
     }
-    to += patch * width;
+    to += ceil_div(patch, Of::kALane) * width;
   }
 }
 
 // z[m][n] = patch m . row n of a panel of N vectors, for M positions; rows of z are ``stride`` apart.
 template <typename T, int M, int N>
 void panel_block(const Block<T>& block, const float* panel, float* z, int64_t stride) {
+  using Of = Operand<T>;
   constexpr int kChains = M * N < 12 ? 2 : 1;  // enough sums in flight to hide what a multiply-add takes
   Vec acc[kChains][M * N];
 #pragma GCC unroll 2
@@ -82,25 +96,28 @@ void panel_block(const Block<T>& block, const float* panel, float* z, int64_t st
     const T* patch[M];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) patch[m] = x[m] + segment->x_offset;
-    const float* v = panel + segment->v_offset * (N * kLanes);
-    const auto step = [&](int chain, int64_t k) __attribute__((always_inline)) {
-      Vec b[N];
+    const float* v = panel + segment->v_offset / Of::kALane * (N * kLanes);
+    const auto step = [&](int chain, int64_t k, auto broadcast) __attribute__((always_inline)) {
+      typename Of::Type b[N];
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) b[n] = load(v + n * kLanes);
+      for (int n = 0; n < N; ++n) b[n] = Of::from_lanes(load(v + n * kLanes));
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const Vec a = broadcast(patch[m] + k);
+        const typename Of::Type a = broadcast(patch[m] + k);
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) acc[chain][m * N + n] = fma(a, b[n], acc[chain][m * N + n]);
+        for (int n = 0; n < N; ++n) acc[chain][m * N + n] = Of::dot(a, b[n], acc[chain][m * N + n]);
       }
       v += N * kLanes;
     };
+    constexpr auto several = [](const T* p) __attribute__((always_inline)) { return Of::broadcast(p); };
+    constexpr auto one = [](const T* p) __attribute__((always_inline)) { return Of::broadcast_last(p); };
     int64_t k = 0;
-    for (; k + kChains <= segment->length; k += kChains) {
+    for (; k + kChains * Of::kALane <= segment->length; k += kChains * Of::kALane) {
 #pragma GCC unroll 2
-      for (int c = 0; c < kChains; ++c) step(c, k + c);
+      for (int c = 0; c < kChains; ++c) step(c, k + c * Of::kALane, several);
     }
-    if (k < segment->length) step(0, k);
+    for (; k + Of::kALane <= segment->length; k += Of::kALane) step(0, k, several);
+    if (k < segment->length) step(0, k, one);
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
