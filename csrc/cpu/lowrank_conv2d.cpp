@@ -46,7 +46,9 @@ double position_cost(const PlanView& plan, const WorkItem& item) {
 }
 
 // Cuts the work list into shares of equal cost: a fixed function of the plan, the batch and the number of shares. Image
-// after image where that reads less again than region after region: the factors instead of the images.
+// after image where that reads less again than region after region: the factors instead of the images. Of a few images
+// each share then takes its part of every region, much the same part of the map in every layer, so that few of a core's
+// inputs lie in the cache of another core.
 std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
   std::vector<double> costs(plan.work_count);
   double total = 0;
@@ -56,8 +58,19 @@ std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
   }
   const int64_t image =
       plan.height * plan.width * plan.in_channels + plan.out_height * plan.out_width * plan.out_channels;
-  const int64_t rounds = plan.pool_rows * plan.patch + plan.u_size < image ? plan.batch : 1;
+  const bool small_factors = plan.pool_rows * plan.patch + plan.u_size < image;
   std::vector<std::vector<Span>> result(shares);
+  if (small_factors && plan.batch < shares) {
+    for (int64_t i = 0; i < plan.work_count; ++i) {
+      const int64_t count = plan.batch * plan.work[i].position_count;
+      for (int64_t s = 0; s < shares; ++s) {
+        const int64_t begin = count * s / shares, end = count * (s + 1) / shares;
+        if (begin < end) result[s].push_back({&plan.work[i], begin, end});
+      }
+    }
+    return result;
+  }
+  const int64_t rounds = small_factors ? plan.batch : 1;
   int64_t share = 0;
   double room = total / double(shares);
   for (int64_t step = 0; step < rounds * plan.work_count; ++step) {
