@@ -45,10 +45,12 @@ double position_cost(const PlanView& plan, const WorkItem& item) {
   return cost;
 }
 
+constexpr int64_t kCached = 1 << 21;  // numbers in maps; larger ones stream from memory, whoever wrote them
+
 // Cuts the work list into shares of equal cost: a fixed function of the plan, the batch and the number of shares. Image
-// after image where that reads less again than region after region: the factors instead of the images. Of a few images
-// each share then takes its part of every region, much the same part of the map in every layer, so that few of a core's
-// inputs lie in the cache of another core.
+// after image where that reads less again than region after region: the factors instead of the images. Of a few
+// images each share takes its part of every region, much the same part of the map in every layer, so that few of a
+// core's inputs lie in the cache of another core.
 std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
   std::vector<double> costs(plan.work_count);
   double total = 0;
@@ -60,7 +62,7 @@ std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
       plan.height * plan.width * plan.in_channels + plan.out_height * plan.out_width * plan.out_channels;
   const bool small_factors = plan.pool_rows * plan.patch + plan.u_size < image;
   std::vector<std::vector<Span>> result(shares);
-  if (small_factors && plan.batch < shares) {
+  if (small_factors && plan.batch < shares && image < kCached) {
     for (int64_t i = 0; i < plan.work_count; ++i) {
       const int64_t count = plan.batch * plan.work[i].position_count;
       for (int64_t s = 0; s < shares; ++s) {
