@@ -1,67 +1,84 @@
-"""The Markdown tables of docs/performance.md from result files: ``python -m bench.tables FILE.json``."""
+"""The Markdown tables of docs/performance.md from result files: ``python -m bench.tables FILE.json [FILE.json ...]``.
+
+Of several files of layers the first one's layers are listed, and the means of all of them side by side.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from .cases import LAYERS, SHORT
 from .kernels import geomean
 
 Rows = dict[tuple[str, str], dict]  # by layer and "R4 5.3x"
-_WANTED = {"R4 5.3x": "0.90, least 0.75", "R4 10x": "0.90, least 0.75"}
 
 
 def line(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def layers(cases: list[dict]) -> list[str]:
-    """A row a layer and, over the k x k ones, a row a geometric mean."""
+def by_case(cases: list[dict]) -> Rows:
     rows: Rows = {}
     for case in cases:
         layer, regions, _, reduction = case["name"].split("/")
         rows[layer, f"{regions} {reduction}"] = case
+    return rows
+
+
+def measured(rows: Rows) -> list[str]:
+    """Layers with every case of the short list."""
+    columns = [f"R{regions} {reduction:g}x" for regions, reduction in SHORT]
+    return [name for name in LAYERS if all(usable(rows.get((name, column))) for column in columns)]
+
+
+def layers(rows: Rows) -> list[str]:
+    """A row a layer."""
     columns = [f"R{regions} {reduction:g}x" for regions, reduction in SHORT]
     lines = [
         line("layer", "ms, R = 1", "ms, R = 4", "eta, R = 1", "eta, R = 4", "R = 4, 10x", "unequal",
              "over ORT / OpenVINO, R = 4", "over the chain, R = 1"),
         "|---" * 9 + "|",
     ]  # fmt: skip
-    names = [name for name in LAYERS if all(usable(rows.get((name, column))) for column in columns)]
-    for name in names:
+    for name in measured(rows):
         one, four, ten, unequal = (rows[name, column] for column in columns)
         etas = (f"{case['eta']:.2f}" for case in (one, four, ten, unequal))
         times = (f"{case['ms']:.3f}" for case in (one, four))
         runtimes = f"{four['eta_runtimes']:.2f}" if "eta_runtimes" in four else ""
-        last = runtimes, f"{one['speedup_over_best_chain']:.2f}x"
-        lines.append(line(name, *times, *etas, *last))
-    wide = [name for name in names if LAYERS[name].kernel > 1]
-    return [*lines, "", *means(rows, wide)]
+        lines.append(line(name, *times, *etas, runtimes, f"{one['speedup_over_best_chain']:.2f}x"))
+    return lines
 
 
-def means(rows: Rows, names: list[str]) -> list[str]:
-    def mean(column: str, key: str) -> str:
-        values = [rows[name, column][key] for name in names if key in rows[name, column]]
-        if not values:
-            return ""
-        return f"{geomean(values):.2f} (least {min(values):.2f})"
+def means(files: dict[str, Rows]) -> list[str]:
+    """A row a geometric mean over the k x k layers, a column a file."""
 
-    def slower(column: str) -> str:
-        ratios = [rows[n, column]["gflops"] / rows[n, "R1 5.3x"]["gflops"] for n in names]
-        return f"{100 / geomean(ratios) - 100:+.0f} %"
+    def mean(rows: Rows, column: str, key: str) -> str:
+        values = [rows[name, column][key] for name in wide(rows) if key in rows[name, column]]
+        return f"{geomean(values):.2f} (least {min(values):.2f})" if values else ""
 
+    def slower(rows: Rows, column: str) -> str:
+        ratios = [rows[n, column]["gflops"] / rows[n, "R1 5.3x"]["gflops"] for n in wide(rows)]
+        return f"{100 / geomean(ratios) - 100:+.1f} %"
+
+    def wide(rows: Rows) -> list[str]:
+        return [name for name in measured(rows) if LAYERS[name].kernel > 1]
+
+    table = [
+        ("eta, R = 4", "0.90, least 0.75", mean, "R4 5.3x", "eta"),
+        ("eta, R = 1", "", mean, "R1 5.3x", "eta"),
+        ("eta, R = 4 at 10x", "0.90, least 0.75", mean, "R4 10x", "eta"),
+        ("over the best of ONNX Runtime and OpenVINO, R = 4", "0.85", mean, "R4 5.3x", "eta_runtimes"),
+        ("over the best unfused chain, R = 1", "1.00", mean, "R1 5.3x", "speedup_over_best_chain"),
+        ("time of unequal regions against R = 1 at equal FLOPs", "at most +5 %", slower, "Runequal 5.3x"),
+        ("time of four equal regions against R = 1 at equal FLOPs", "", slower, "R4 5.3x"),
+    ]
     return [
-        line(f"geometric mean over the {len(names)} k x k layers", "wanted", "seen"),
-        "|---|---|---|",
-        line("eta, R = 4", _WANTED["R4 5.3x"], mean("R4 5.3x", "eta")),
-        line("eta, R = 1", "", mean("R1 5.3x", "eta")),
-        line("eta, R = 4 at 10x", _WANTED["R4 10x"], mean("R4 10x", "eta")),
-        line("over the best of ONNX Runtime and OpenVINO, R = 4", "0.85", mean("R4 5.3x", "eta_runtimes")),
-        line("over the best unfused chain, R = 1", "1.00", mean("R1 5.3x", "speedup_over_best_chain")),
-        line("time of unequal regions against R = 1 at equal FLOPs", "at most +5 %", slower("Runequal 5.3x")),
-        line("time of four equal regions against R = 1 at equal FLOPs", "", slower("R4 5.3x")),
+        line("geometric mean over the k x k layers", "wanted", *files),
+        "|---" * (2 + len(files)) + "|",
+        line("layers", "", *(len(wide(rows)) for rows in files.values())),
+        *(line(title, wanted, *(f(rows, *of) for rows in files.values())) for title, wanted, f, *of in table),
     ]
 
 
@@ -92,13 +109,18 @@ def usable(case: dict | None) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description=__doc__)
-    parser.add_argument("file")
-    with open(parser.parse_args(argv).file, encoding="utf-8") as file:
-        data = json.load(file)
-    head = data["header"]
-    print(f"{head['machine']}, {head['threads']} threads, batch {head['batch']}, {head['peak_gflops']} GFLOP/s in")
-    print(f"registers, commit {head['commit']}, {head['date']}\n")
-    print("\n".join((networks if "way" in data["cases"][0] else layers)(data["cases"])))
+    parser.add_argument("files", nargs="+", type=Path)
+    files = parser.parse_args(argv).files
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for file, head in zip(files, (result["header"] for result in results), strict=True):
+        print(f"{file.stem}: {head['machine']}, {head['threads']} threads, batch {head['batch']}, ", end="")
+        print(f"{head['peak_gflops']} GFLOP/s in registers, commit {head['commit']}, {head['date']}")
+    print()
+    if "way" in results[0]["cases"][0]:
+        print("\n".join(line for result in results for line in networks(result["cases"])))
+        return 0
+    rows = {file.stem: by_case(result["cases"]) for file, result in zip(files, results, strict=True)}
+    print("\n".join([*layers(rows[files[0].stem]), "", *means(rows)]))
     return 0
 
 

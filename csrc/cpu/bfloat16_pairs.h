@@ -35,7 +35,8 @@ inline __m512i narrow(Vec a, Vec b) {
   return (__m512i)_mm512_cvtne2ps_pbh(b, a);
 }
 
-// Words of a vector in another order: 16 * ((i >> kHigh) & 1) + the other bits of i, for i = 0 ... 31.
+// An order of the words of a vector: bit kHigh of a place says which half its word comes from, the other bits which
+// word.
 template <int kHigh>
 inline __m512i halves() {
   alignas(64) static constexpr auto kIndex = [] {
@@ -51,7 +52,7 @@ inline __m512i halves() {
   return _mm512_load_si512(kIndex.word);
 }
 
-// Z rounded to pairs of rows, (ranks / 2, M) or by position, and U read two rows at a time.
+// Z rounded and in pairs of rows, (rank / 2, M) of them, or (M, rank / 2); U is read two rows at a time.
 template <>
 struct SecondStage<BFloat16> {
   using Z = uint32_t;

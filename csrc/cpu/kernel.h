@@ -18,8 +18,7 @@ struct Span {
 // Cache-aligned memory of the calling thread, valid until its next call.
 void* thread_scratch(size_t bytes);
 
-// Whether to prefetch rows of V in software: measured, an Ice Lake and a Zen 4 gain by it, a Zen 5 does it better
-// itself.
+// Whether to prefetch rows of V in software: measured, an Ice Lake and a Zen 4 gain by it, a Zen 5 loses.
 bool prefetch_rows();
 
 // Pixels (pixels, in_channels) times a matrix (in_channels, out_channels), all of them rows without gaps.

@@ -58,13 +58,14 @@ void expand_block(const Cluster<T>& cluster, const float* z, int64_t stride, T* 
   }
 }
 
-// How U meets Z: numbers of Z as they are multiplied, and the most vectors of so many channels that M positions meet at
-// once. An instruction set that multiplies narrower numbers itself has a SecondStage of its own for them.
+// How Z is multiplied by U: as floats, where the first stage left them. An instruction set that multiplies narrower
+// numbers itself has a SecondStage of its own for them.
 template <typename T>
 struct SecondStage {
   using Z = float;
-  static constexpr bool kPacks = false;  // whether Z is to be copied
-  static constexpr int kChannels = kLanes, kMost = kVectors;
+  static constexpr bool kPacks = false;     // whether Z is copied first
+  static constexpr int kChannels = kLanes;  // of U that are loaded together,
+  static constexpr int kMost = kVectors;    // so many times for a block
 
   static const Z* pack(const float* z, int64_t, bool, int64_t, int, Z*) { return z; }
 
