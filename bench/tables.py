@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{head['peak_gflops']} GFLOP/s in registers, commit {head['commit']}, {head['date']}")
     print()
     if "way" in results[0]["cases"][0]:
-        print("\n".join(line for result in results for line in networks(result["cases"])))
+        print("\n".join(row for result in results for row in networks(result["cases"])))
         return 0
     rows = {file.stem: by_case(result["cases"]) for file, result in zip(files, results, strict=True)}
     print("\n".join([*layers(rows[files[0].stem]), "", *means(rows)]))
