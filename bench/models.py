@@ -85,10 +85,8 @@ def onnx_model(model: nn.Sequential, x: Tensor) -> bytes:
 
 def aot(model: nn.Module, x: Tensor, frozen: bool = False) -> Callable[[], Tensor]:
     """A call of the model's AOTInductor package on x by its loader, as a server makes it: the package's ``__call__``
-    reads its signature from JSON each time, which takes as long as a layer. What Inductor itself makes of one image,
-    pools above all, runs on one thread: sharing it would take longer."""
-    threads = 1 if len(x) == 1 else -1  # -1: all
-    with tempfile.TemporaryDirectory() as folder, config.patch({"freezing": frozen, "cpp.threads": threads}):
+    reads its signature from JSON each time, which takes as long as a layer."""
+    with tempfile.TemporaryDirectory() as folder, config.patch(freezing=frozen):
         package = str(Path(folder, "model.pt2"))
         aoti_compile_and_package(torch.export.export(model, (x,)), package_path=package)
         loader = aoti_load_package(package).loader
