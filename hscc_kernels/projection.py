@@ -14,8 +14,8 @@ _CPU = torch.ops.hscc.lowrank_conv2d_cpu.default
 def project(x: Tensor, matrix: Tensor) -> Tensor:
     """Channels (N, C, H, W) or (C, H, W) to c of them by ``matrix`` (C, c), laid out in memory as x.
 
-    Maps that are channels last go through our kernel where the cpu backend runs float32 and no gradient is wanted;
-    everything else is one matrix product of PyTorch's. Raises ValueError where the shapes do not fit, and what PyTorch
+    Maps that are channels last, and planes that become one, go through our kernel where the cpu backend runs float32
+    and no gradient is wanted; everything else is one matrix product of PyTorch's. Raises ValueError where the shapes do not fit, and what PyTorch
     raises where the dtypes or devices do not.
     """
     if matrix.ndim != 2 or x.ndim not in (3, 4) or x.shape[-3] != matrix.shape[0]:
@@ -23,11 +23,12 @@ def project(x: Tensor, matrix: Tensor) -> Tensor:
         raise ValueError(f"x, matrix: got {got}, expected (N, C, H, W) or (C, H, W) and (C, c)")
     if x.ndim == 3:
         return project(x[None], matrix)[0]
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    if x.is_cpu and (last or (matrix.shape[1] == 1 and x.is_contiguous())) and _takes(x, matrix):
+        return torch.ops.hscc.project_cpu.default(x, matrix)
+    if not last:
         matrices = matrix.T.expand(x.shape[0], -1, -1)  # for bmm, as matmul would copy them
         return torch.bmm(matrices, x.flatten(2)).unflatten(2, x.shape[2:])
-    if x.is_cpu and _takes(x, matrix):
-        return torch.ops.hscc.project_cpu.default(x, matrix)
     return torch.matmul(x.permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
 
 

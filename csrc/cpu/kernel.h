@@ -29,10 +29,19 @@ struct Product {
   float* out;
 };
 
-// What one instruction set has: the convolution of some spans, and rows [begin, end) of a product.
+// The same for images with a plane a channel, (in_channels, pixels) each, and one channel out.
+struct Planes {
+  int64_t pixels, in_channels;
+  const float* x;
+  const float* weights;
+  float* out;
+};
+
+// What one instruction set has: the convolution of some spans, and pixels [begin, end) of a product or of planes.
 struct Kernels {
   void (*convolve)(const PlanView&, const Span*, int64_t span_count);
   void (*multiply)(const Product&, int64_t begin, int64_t end);
+  void (*add_planes)(const Planes&, int64_t begin, int64_t end);
 };
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512bf16;
 

@@ -111,7 +111,7 @@ inline Vec fold(Vec a, Vec b) {
 #include "region_kernel.h"
 
 namespace hscc::cpu {
-const Kernels kernels_avx2 = {avx2::convolve, avx2::multiply};
+const Kernels kernels_avx2 = {avx2::convolve, avx2::multiply, avx2::add_planes};
 }  // namespace hscc::cpu
 
 #if defined(__clang__)

@@ -15,7 +15,7 @@
 #include "region_kernel.h"
 
 namespace hscc::cpu {
-const Kernels kernels_avx512 = {avx512::convolve, avx512::multiply};
+const Kernels kernels_avx512 = {avx512::convolve, avx512::multiply, avx512::add_planes};
 }  // namespace hscc::cpu
 
 #if defined(__clang__)

@@ -25,10 +25,13 @@ void convolve(const PlanView& plan, const Span* spans, int64_t span_count) {
 void multiply(const Product& product, int64_t begin, int64_t end) {
   kernels_avx512.multiply(product, begin, end);
 }
+void add_planes(const Planes& planes, int64_t begin, int64_t end) {
+  kernels_avx512.add_planes(planes, begin, end);
+}
 
 }  // namespace
 
-const Kernels kernels_avx512bf16 = {convolve, multiply};
+const Kernels kernels_avx512bf16 = {convolve, multiply, add_planes};
 }  // namespace hscc::cpu
 
 #if defined(__clang__)

@@ -80,5 +80,5 @@ inline Vec fold(Vec a, Vec b) {
 #include "region_kernel.h"
 
 namespace hscc::cpu {
-const Kernels kernels_portable = {portable::convolve, portable::multiply};
+const Kernels kernels_portable = {portable::convolve, portable::multiply, portable::add_planes};
 }  // namespace hscc::cpu

@@ -8,18 +8,23 @@
 
 namespace hscc::cpu {
 
-// x itself where its memory is so already, else a copy.
-inline torch::stable::Tensor as_nhwc(const torch::stable::Tensor& x) {
+// Whether x's memory has its dimensions in this order, the one whose neighbours are neighbours there first, and no
+// gaps.
+inline bool is_ordered(const torch::stable::Tensor& x, const int (&order)[4]) {
   const auto size = x.sizes();
   const auto stride = x.strides();
   int64_t expected = 1;
-  for (int dim : {1, 3, 2, 0}) {
-    if (size[dim] != 1 && stride[dim] != expected) {
-      return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
-    }
+  for (int dim : order) {
+    if (size[dim] != 1 && stride[dim] != expected) return false;
     expected *= size[dim];
   }
-  return x;
+  return true;
+}
+
+// x itself where its memory is so already, else a copy.
+inline torch::stable::Tensor as_nhwc(const torch::stable::Tensor& x) {
+  if (is_ordered(x, {1, 3, 2, 0})) return x;
+  return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
 // Memory for an output; torch::stable::empty would look its op up by name in each call.

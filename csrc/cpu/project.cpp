@@ -1,4 +1,4 @@
-// hscc::project_cpu: checks, layout, one parallel region over equal shares of the pixels.
+// hscc::project_cpu: checks, layout, a parallel region over equal shares of the pixels.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,7 +14,14 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kShare = 48;  // pixels, whole blocks of every instruction set
+// Calls run(begin, end) on parts of [0, count), one a thread and of equal size.
+template <typename Run>
+void share(int64_t count, const Run& run) {
+  const int64_t shares = std::max<int64_t>(1, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
+    for (int64_t s = first; s < last; ++s) run(count * s / shares, count * (s + 1) / shares);
+  });
+}
 
 Tensor project(const Tensor& x, const Tensor& matrix) {
   for (const Tensor* t : {&x, &matrix}) {
@@ -26,19 +33,23 @@ Tensor project(const Tensor& x, const Tensor& matrix) {
   const int64_t channels = matrix.size(1);
   Tensor out = empty_nhwc(x.size(0), channels, x.size(2), x.size(3), aoti_torch_dtype_float32());
   if (out.numel() == 0) return out;
-  const Tensor x_nhwc = as_nhwc(x), rows = matrix.is_contiguous() ? matrix : torch::stable::contiguous(matrix);
-  const Product product{x.size(0) * x.size(2) * x.size(3),
+  const Tensor rows = matrix.is_contiguous() ? matrix : torch::stable::contiguous(matrix);
+  const Kernels& kernels = chosen_kernels();
+  const int64_t image = x.size(2) * x.size(3);
+  if (channels == 1 && is_ordered(x, {3, 2, 1, 0})) {
+    const Planes planes{image, x.size(1), x.const_data_ptr<float>(), rows.const_data_ptr<float>(),
+                        out.mutable_data_ptr<float>()};
+    share(x.size(0) * image, [&](int64_t begin, int64_t end) { kernels.add_planes(planes, begin, end); });
+    return out;
+  }
+  const Tensor x_nhwc = as_nhwc(x);
+  const Product product{x.size(0) * image,
                         x.size(1),
                         channels,
                         x_nhwc.const_data_ptr<float>(),
                         rows.const_data_ptr<float>(),
                         out.mutable_data_ptr<float>()};
-  const Kernels& kernels = chosen_kernels();
-  const int64_t blocks = (product.pixels + kShare - 1) / kShare;
-  const int64_t grain = (blocks - 1) / std::max<int64_t>(1, torch::stable::get_num_threads()) + 1;
-  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    kernels.multiply(product, begin * kShare, std::min(end * kShare, product.pixels));
-  });
+  share(product.pixels, [&](int64_t begin, int64_t end) { kernels.multiply(product, begin, end); });
   return out;
 }
 
