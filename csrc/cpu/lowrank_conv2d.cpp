@@ -35,16 +35,18 @@ namespace {
 
 using torch::stable::Tensor;
 
-// What a position costs: its multiply-adds, and its output in the same unit.
-double position_cost(const PlanView& plan, const WorkItem& item) {
-  double cost = double(item.row_count) * double(plan.patch) + double(plan.out_channels);
+// Numbers in an item's factors, as many as it has multiply-adds a position.
+double factor_size(const PlanView& plan, const WorkItem& item) {
+  double size = double(item.row_count) * double(plan.patch);
   for (int32_t k = 0; k < item.cluster_count; ++k) {
     const ClusterItem& c = plan.clusters[item.cluster_start + k];
-    if (c.u_start != kDense) cost += double(c.rank) * c.channel_count;
+    if (c.u_start != kDense) size += double(c.rank) * c.channel_count;
   }
-  return cost;
+  return size;
 }
 
+// In multiply-adds, measured on a Zen 4: what a number of the factors takes to arrive, and an output to leave.
+constexpr double kArrival = 7, kOutput = 8;
 constexpr int64_t kCached = 1 << 21;  // numbers in maps; larger ones stream from memory, whoever wrote them
 
 // Cuts the work list into shares of equal cost: a fixed function of the plan, the batch and the number of shares. Image
@@ -52,12 +54,6 @@ constexpr int64_t kCached = 1 << 21;  // numbers in maps; larger ones stream fro
 // images each share takes its part of every region, much the same part of the map in every layer, so that few of a
 // core's inputs lie in the cache of another core.
 std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
-  std::vector<double> costs(plan.work_count);
-  double total = 0;
-  for (int64_t i = 0; i < plan.work_count; ++i) {
-    costs[i] = position_cost(plan, plan.work[i]);
-    total += costs[i] * double(plan.batch * plan.work[i].position_count);
-  }
   const int64_t image =
       plan.height * plan.width * plan.in_channels + plan.out_height * plan.out_width * plan.out_channels;
   const bool small_factors = plan.pool_rows * plan.patch + plan.u_size < image;
@@ -73,26 +69,54 @@ std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
     return result;
   }
   const int64_t rounds = small_factors ? plan.batch : 1;
+  std::vector<double> arrival(plan.work_count), position(plan.work_count);
+  double left = 0;
+  for (int64_t i = 0; i < plan.work_count; ++i) {
+    const double size = factor_size(plan, plan.work[i]);
+    arrival[i] = kArrival * size;
+    position[i] = size + kOutput * double(plan.out_channels);
+    left += double(rounds) * arrival[i] + double(plan.batch * plan.work[i].position_count) * position[i];
+  }
   int64_t share = 0;
-  double room = total / double(shares);
+  double room = left / double(shares);
   for (int64_t step = 0; step < rounds * plan.work_count; ++step) {
     const int64_t i = step % plan.work_count, count = plan.batch / rounds * plan.work[i].position_count;
     const int64_t end = (step / plan.work_count + 1) * count;
     for (int64_t begin = end - count; begin < end;) {
-      const bool last = share + 1 == shares;
-      const int64_t fits = last ? end - begin : std::min<int64_t>(end - begin, int64_t(room / costs[i] + 0.5));
-      if (fits > 0) result[share].push_back({&plan.work[i], begin, begin + fits});
-      begin += fits;
-      room -= double(fits) * costs[i];
-      if (begin < end) ++share, room = total / double(shares);
+      const double others = double(shares - share - 1);
+      int64_t fits = end - begin;
+      if (others > 0 && arrival[i] + double(fits) * position[i] > room) {
+        const double positions = (room - arrival[i] * others / (others + 1)) / position[i];  // both parts wait
+        fits = std::clamp<int64_t>(int64_t(positions + 0.5), 0, fits);
+      }
+      if (fits > 0) {
+        result[share].push_back({&plan.work[i], begin, begin + fits});
+        const double cost = arrival[i] + double(fits) * position[i];
+        begin += fits;
+        room -= cost;
+        left -= begin < end ? cost - arrival[i] : cost;
+      }
+      if (begin < end) ++share, room = left / others;
     }
   }
   return result;
 }
 
+// A ``str`` argument. torch's own conversion to std::string never frees one that it makes, 48 bytes in each call,
+// between which the heap finds no room for the next output: a process would grow by every output it ever made.
+std::string take(StringHandle handle) {
+  const std::unique_ptr<StringOpaque, decltype(&torch_delete_string)> owned(handle, torch_delete_string);
+  const char* data = nullptr;
+  size_t length = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  return {data, length};
+}
+
 Tensor lowrank_conv2d(const Tensor& x, const Tensor& v, const Tensor& u, const std::optional<Tensor>& bias,
                       const Tensor& positions, const Tensor& rows, const Tensor& channels, const Tensor& work,
-                      const Tensor& clusters, const std::vector<int64_t>& sizes, const std::string& activation) {
+                      const Tensor& clusters, const std::vector<int64_t>& sizes, StringHandle activation_handle) {
+  const std::string activation = take(activation_handle);
   const Kernels& kernels = chosen_kernels();
   const Tensor v_packed = v.is_contiguous() ? v : torch::stable::contiguous(v);
   const Tensor u_packed = u.is_contiguous() ? u : torch::stable::contiguous(u);
