@@ -163,8 +163,15 @@ class RegionKernel {
     const Parts parts = in_panels_ ? Parts(z_stride_ / kLanes, kVectors) : Parts(item_->row_count, kRows);
     if (!copied_) return multiply(parts, 0, block_count_);
     for (int b = 0; b < block_count_ && parts.count > 0; ++b) {
+      prefetch_outputs(blocks_[b]);
       patches_.pack(blocks_[b], corners_, b_.packed, b_.pointers);
       multiply(parts, b, b + 1);
+    }
+  }
+
+  void prefetch_outputs(const Block<T>& block) const {
+    for (int m = block.first; m < block.first + block.positions; ++m) {
+      for (int64_t c = 0; c < plan_.out_channels; c += 64 / sizeof(T)) __builtin_prefetch(out_[m] + c, 0, 2);
     }
   }
 
