@@ -81,6 +81,7 @@ class RegionKernel {
   // ``after`` is the span that this thread runs next, without pairs if there is none.
   void run(const Span& span, const Span& after) {
     enter(span);
+    if (in_panels_ && prefetch_rows_ && after.item != nullptr) prefetch_all_rows(*after.item);
     const Parts tiles(ceil_div(span.end - span.begin, kPositions), kMaxBlocks);  // whole blocks but for the last
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t end = smaller(span.begin + tiles.begin(t + 1) * kPositions, span.end);
@@ -125,6 +126,14 @@ class RegionKernel {
     first_stage();
     second_stage();
     if (permuted_) permute(int(end - begin));
+  }
+
+  // Panels are filled at once, without work to wait under.
+  void prefetch_all_rows(const WorkItem& item) const {
+    for (int32_t r = 0; r < item.row_count; ++r) {
+      const T* row = v_ + plan_.rows[item.row_start + r] * plan_.patch;
+      for (int64_t k = 0; k < plan_.patch; k += 64 / sizeof(T)) __builtin_prefetch(row + k, 0, 2);
+    }
   }
 
   // Addresses of the tile's patches and outputs.
