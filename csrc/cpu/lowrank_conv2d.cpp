@@ -35,18 +35,17 @@ namespace {
 
 using torch::stable::Tensor;
 
-// Numbers in an item's factors, as many as it has multiply-adds a position.
-double factor_size(const PlanView& plan, const WorkItem& item) {
-  double size = double(item.row_count) * double(plan.patch);
+constexpr double kOutput = 8;  // what an output costs to write, in multiply-adds: measured on a Zen 4
+
+double position_cost(const PlanView& plan, const WorkItem& item) {
+  double cost = double(item.row_count) * double(plan.patch) + kOutput * double(plan.out_channels);
   for (int32_t k = 0; k < item.cluster_count; ++k) {
     const ClusterItem& c = plan.clusters[item.cluster_start + k];
-    if (c.u_start != kDense) size += double(c.rank) * c.channel_count;
+    if (c.u_start != kDense) cost += double(c.rank) * c.channel_count;
   }
-  return size;
+  return cost;
 }
 
-// In multiply-adds, measured on a Zen 4: what a number of the factors takes to arrive, and an output to leave.
-constexpr double kArrival = 7, kOutput = 8;
 constexpr int64_t kCached = 1 << 21;  // numbers in maps; larger ones stream from memory, whoever wrote them
 
 // Cuts the work list into shares of equal cost: a fixed function of the plan, the batch and the number of shares. Image
@@ -54,6 +53,12 @@ constexpr int64_t kCached = 1 << 21;  // numbers in maps; larger ones stream fro
 // images each share takes its part of every region, much the same part of the map in every layer, so that few of a
 // core's inputs lie in the cache of another core.
 std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
+  std::vector<double> costs(plan.work_count);
+  double total = 0;
+  for (int64_t i = 0; i < plan.work_count; ++i) {
+    costs[i] = position_cost(plan, plan.work[i]);
+    total += costs[i] * double(plan.batch * plan.work[i].position_count);
+  }
   const int64_t image =
       plan.height * plan.width * plan.in_channels + plan.out_height * plan.out_width * plan.out_channels;
   const bool small_factors = plan.pool_rows * plan.patch + plan.u_size < image;
@@ -69,34 +74,18 @@ std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
     return result;
   }
   const int64_t rounds = small_factors ? plan.batch : 1;
-  std::vector<double> arrival(plan.work_count), position(plan.work_count);
-  double left = 0;
-  for (int64_t i = 0; i < plan.work_count; ++i) {
-    const double size = factor_size(plan, plan.work[i]);
-    arrival[i] = kArrival * size;
-    position[i] = size + kOutput * double(plan.out_channels);
-    left += double(rounds) * arrival[i] + double(plan.batch * plan.work[i].position_count) * position[i];
-  }
   int64_t share = 0;
-  double room = left / double(shares);
+  double room = total / double(shares);
   for (int64_t step = 0; step < rounds * plan.work_count; ++step) {
     const int64_t i = step % plan.work_count, count = plan.batch / rounds * plan.work[i].position_count;
     const int64_t end = (step / plan.work_count + 1) * count;
     for (int64_t begin = end - count; begin < end;) {
-      const double others = double(shares - share - 1);
-      int64_t fits = end - begin;
-      if (others > 0 && arrival[i] + double(fits) * position[i] > room) {
-        const double positions = (room - arrival[i] * others / (others + 1)) / position[i];  // both parts wait
-        fits = std::clamp<int64_t>(int64_t(positions + 0.5), 0, fits);
-      }
-      if (fits > 0) {
-        result[share].push_back({&plan.work[i], begin, begin + fits});
-        const double cost = arrival[i] + double(fits) * position[i];
-        begin += fits;
-        room -= cost;
-        left -= begin < end ? cost - arrival[i] : cost;
-      }
-      if (begin < end) ++share, room = left / others;
+      const bool last = share + 1 == shares;
+      const int64_t fits = last ? end - begin : std::min<int64_t>(end - begin, int64_t(room / costs[i] + 0.5));
+      if (fits > 0) result[share].push_back({&plan.work[i], begin, begin + fits});
+      begin += fits;
+      room -= double(fits) * costs[i];
+      if (begin < end) ++share, room = total / double(shares);
     }
   }
   return result;
