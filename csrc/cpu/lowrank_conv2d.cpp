@@ -48,22 +48,15 @@ double position_cost(const PlanView& plan, const WorkItem& item) {
 
 constexpr int64_t kCached = 1 << 21;  // numbers in maps; larger ones stream from memory, whoever wrote them
 
-// Cuts the work list into shares of equal cost: a fixed function of the plan, the batch and the number of shares. Image
-// after image where that reads less again than region after region: the factors instead of the images. Of a few
-// images each share takes its part of every region, much the same part of the map in every layer, so that few of a
-// core's inputs lie in the cache of another core.
+// Cuts the work list into shares of equal cost: a fixed function of the plan, the batch and the number of shares. Where
+// factors are smaller than an image each share takes its part of every region, its own images or much the same part of
+// the map in every layer, so that few of a core's inputs lie in the cache of another core; else whole regions, so that
+// most factors are read by one core.
 std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
-  std::vector<double> costs(plan.work_count);
-  double total = 0;
-  for (int64_t i = 0; i < plan.work_count; ++i) {
-    costs[i] = position_cost(plan, plan.work[i]);
-    total += costs[i] * double(plan.batch * plan.work[i].position_count);
-  }
+  std::vector<std::vector<Span>> result(shares);
   const int64_t image =
       plan.height * plan.width * plan.in_channels + plan.out_height * plan.out_width * plan.out_channels;
-  const bool small_factors = plan.pool_rows * plan.patch + plan.u_size < image;
-  std::vector<std::vector<Span>> result(shares);
-  if (small_factors && plan.batch < shares && image < kCached) {
+  if (plan.pool_rows * plan.patch + plan.u_size < image && (plan.batch >= shares || image < kCached)) {
     for (int64_t i = 0; i < plan.work_count; ++i) {
       const int64_t count = plan.batch * plan.work[i].position_count;
       for (int64_t s = 0; s < shares; ++s) {
@@ -73,13 +66,17 @@ std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
     }
     return result;
   }
-  const int64_t rounds = small_factors ? plan.batch : 1;
+  std::vector<double> costs(plan.work_count);
+  double total = 0;
+  for (int64_t i = 0; i < plan.work_count; ++i) {
+    costs[i] = position_cost(plan, plan.work[i]);
+    total += costs[i] * double(plan.batch * plan.work[i].position_count);
+  }
   int64_t share = 0;
   double room = total / double(shares);
-  for (int64_t step = 0; step < rounds * plan.work_count; ++step) {
-    const int64_t i = step % plan.work_count, count = plan.batch / rounds * plan.work[i].position_count;
-    const int64_t end = (step / plan.work_count + 1) * count;
-    for (int64_t begin = end - count; begin < end;) {
+  for (int64_t i = 0; i < plan.work_count; ++i) {
+    const int64_t end = plan.batch * plan.work[i].position_count;
+    for (int64_t begin = 0; begin < end;) {
       const bool last = share + 1 == shares;
       const int64_t fits = last ? end - begin : std::min<int64_t>(end - begin, int64_t(room / costs[i] + 0.5));
       if (fits > 0) result[share].push_back({&plan.work[i], begin, begin + fits});
