@@ -47,16 +47,23 @@ double position_cost(const PlanView& plan, const WorkItem& item) {
 }
 
 constexpr int64_t kCached = 1 << 21;  // numbers in maps; larger ones stream from memory, whoever wrote them
+constexpr int64_t kHides = 64;        // positions of a part whose computation hides the arrival of its factors
 
-// Cuts the work list into shares of equal cost: a fixed function of the plan, the batch and the number of shares. Where
-// factors are smaller than an image each share takes its part of every region, its own images or much the same part of
-// the map in every layer, so that few of a core's inputs lie in the cache of another core; else whole regions, so that
-// most factors are read by one core.
+// Whether each share takes its part of every region, its own images or much the same part of the map in every layer, so
+// that few of a core's inputs lie in the cache of another core; else whole regions, so that one core reads their
+// factors.
+bool wants_parts(const PlanView& plan, int64_t shares) {
+  const int64_t positions = plan.out_height * plan.out_width;
+  const int64_t image = plan.height * plan.width * plan.in_channels + positions * plan.out_channels;
+  const bool small_factors = plan.pool_rows * plan.patch + plan.u_size < image;
+  if (plan.batch < shares) return small_factors && image < kCached;
+  return small_factors || plan.batch * positions >= kHides * shares * plan.work_count;
+}
+
+// Cuts the work list into shares of equal cost: a fixed function of the plan, the batch and the number of shares.
 std::vector<std::vector<Span>> cut(const PlanView& plan, int64_t shares) {
   std::vector<std::vector<Span>> result(shares);
-  const int64_t image =
-      plan.height * plan.width * plan.in_channels + plan.out_height * plan.out_width * plan.out_channels;
-  if (plan.pool_rows * plan.patch + plan.u_size < image && (plan.batch >= shares || image < kCached)) {
+  if (wants_parts(plan, shares)) {
     for (int64_t i = 0; i < plan.work_count; ++i) {
       const int64_t count = plan.batch * plan.work[i].position_count;
       for (int64_t s = 0; s < shares; ++s) {
