@@ -15,8 +15,8 @@ def project(x: Tensor, matrix: Tensor) -> Tensor:
     """Channels (N, C, H, W) or (C, H, W) to c of them by ``matrix`` (C, c), laid out in memory as x.
 
     Maps that are channels last, and planes that become one, go through our kernel where the cpu backend runs float32
-    and no gradient is wanted; everything else is one matrix product of PyTorch's. Raises ValueError where the shapes do not fit, and what PyTorch
-    raises where the dtypes or devices do not.
+    and no gradient is wanted; everything else is one matrix product of PyTorch's. Raises ValueError where the shapes do
+    not fit, and what PyTorch raises where the dtypes or devices do not.
     """
     if matrix.ndim != 2 or x.ndim not in (3, 4) or x.shape[-3] != matrix.shape[0]:
         got = f"{tuple(x.shape)} and {tuple(matrix.shape)}"

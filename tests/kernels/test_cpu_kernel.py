@@ -119,7 +119,7 @@ def test_results_do_not_depend_on_threads_or_batch():
 class MallocInfo(ctypes.Structure):
     """What glibc's mallinfo2 returns."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena o s h hblkhd us fs in_use free keepcost".split()]
+    _fields_ = [(name, ctypes.c_size_t) for name in (*"aoshmuf", "in_use", "free", "top")]
 
 
 @torch.inference_mode()
