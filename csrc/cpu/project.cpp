@@ -14,10 +14,12 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Calls run(begin, end) on parts of [0, count), one a thread and of equal size.
+constexpr int64_t kLeast = 16;  // pixels that are worth a thread
+
+// Calls run(begin, end) on parts of [0, count) of equal size, at most one a thread.
 template <typename Run>
 void share(int64_t count, const Run& run) {
-  const int64_t shares = std::max<int64_t>(1, torch::stable::get_num_threads());
+  const int64_t shares = std::clamp<int64_t>(count / kLeast, 1, std::max<int64_t>(1, torch::stable::get_num_threads()));
   torch::stable::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
     for (int64_t s = first; s < last; ++s) run(count * s / shares, count * (s + 1) / shares);
   });
