@@ -15,6 +15,9 @@ struct Span {
   int64_t begin, end;
 };
 
+// Numbers in an image's maps, in and out, from which on they stream from memory, whoever wrote them.
+constexpr int64_t kCached = 1 << 21;
+
 // Cache-aligned memory of the calling thread, valid until its next call.
 void* thread_scratch(size_t bytes);
 

@@ -46,8 +46,7 @@ double position_cost(const PlanView& plan, const WorkItem& item) {
   return cost;
 }
 
-constexpr int64_t kCached = 1 << 21;  // numbers in maps; larger ones stream from memory, whoever wrote them
-constexpr int64_t kHides = 64;        // positions of a part whose computation hides the arrival of its factors
+constexpr int64_t kHides = 64;  // positions of a part whose computation hides the arrival of its factors
 
 // Whether each share takes its part of every region, its own images or much the same part of the map in every layer, so
 // that few of a core's inputs lie in the cache of another core; else whole regions, so that one core reads their

@@ -62,7 +62,9 @@ class RegionKernel {
         v_(static_cast<const T*>(plan.v)),
         u_(static_cast<const T*>(plan.u)),
         b_(buffers),
-        patches_(patches) {
+        patches_(patches),
+        streams_(plan.height * plan.width * plan.in_channels + plan.out_height * plan.out_width * plan.out_channels >
+                 kCached) {
     for (int m = 0; m < kPositions; ++m) {
       for (int n = 0; n < kRows; ++n) {
         dot_block_[0][m][n] = select_dot_block<T, false>(m + 1, n + 1);
@@ -128,8 +130,10 @@ class RegionKernel {
     if (permuted_) permute(int(end - begin));
   }
 
+  // Prefetches are inlined, as GCC takes a function of nothing else for one without effect and leaves its calls out.
+
   // Panels are filled at once, without work to wait under.
-  void prefetch_all_rows(const WorkItem& item) const {
+  [[gnu::always_inline]] void prefetch_all_rows(const WorkItem& item) const {
     for (int32_t r = 0; r < item.row_count; ++r) {
       const T* row = v_ + plan_.rows[item.row_start + r] * plan_.patch;
       for (int64_t k = 0; k < plan_.patch; k += 64 / sizeof(T)) __builtin_prefetch(row + k, 0, 2);
@@ -178,7 +182,7 @@ class RegionKernel {
     }
   }
 
-  void prefetch_outputs(const Block<T>& block) const {
+  [[gnu::always_inline]] void prefetch_outputs(const Block<T>& block) const {
     for (int m = block.first; m < block.first + block.positions; ++m) {
       for (int64_t c = 0; c < plan_.out_channels; c += 64 / sizeof(T)) __builtin_prefetch(out_[m] + c, 0, 2);
     }
@@ -222,9 +226,17 @@ class RegionKernel {
     for (int b = first; b < last; ++b, next += share) {
       const Block<T>& block = blocks_[b];
       const int64_t i = next_.begin + block.first;
+      if (parts.count == 1 && streams_ && i < next_.end) prefetch_pixels(i);
       const T* ahead = left == 0 ? out_[block.first] : pixels && i < next_.end ? new_row(i, left - 1) : next;
       dot_block_[block.counted][block.positions - 1][count - 1](block, rows, z(block, begin), Ahead<T>{ahead, step});
     }
+  }
+
+  // Of the block whose first pair is pair i of the tile that follows; ranks of one group of rows leave no other time.
+  [[gnu::always_inline]] void prefetch_pixels(int64_t i) const {
+    const T* pixels = new_row(i, 0);
+    const int64_t numbers = kPositions * plan_.geometry.stride_w * plan_.in_channels;
+    for (int64_t c = 0; c < numbers; c += 64 / sizeof(T)) __builtin_prefetch(pixels + c, 0, 2);
   }
 
   // Input row ``row``, counted from the last, of pair i of the tile that follows.
@@ -293,7 +305,7 @@ class RegionKernel {
   PatchBuilder<T>& patches_;
   const WorkItem* item_ = nullptr;
   bool permuted_ = false, in_panels_ = false, copied_ = false;
-  const bool prefetch_rows_ = prefetch_rows();
+  const bool prefetch_rows_ = prefetch_rows(), streams_;
   Span next_{};           // the tile that follows begins where this does,
   int64_t new_rows_ = 0;  // and has so many input rows that this one has not
   int64_t z_stride_ = 0;
