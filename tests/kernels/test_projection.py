@@ -14,7 +14,7 @@ from hscc_kernels import _extension, project, testing
 HAS_CPU = _extension.WHY_NOT is None
 SHAPES = [
     (2, 64, 7, 9, 32), (3, 5, 4, 4, 1), (1, 1, 3, 3, 7), (2, 130, 13, 13, 100), (0, 4, 3, 3, 2), (2, 0, 3, 3, 2),
-    (2, 4, 3, 3, 0), (1, 300, 1, 1, 65), (5, 16, 10, 20, 16),
+    (2, 4, 3, 3, 0), (1, 300, 1, 1, 65), (5, 16, 10, 20, 16), (2, 3, 7, 9, 1),
 ]  # fmt: skip
 CHECK_SHAPES = """
 import sys, torch
@@ -22,7 +22,8 @@ sys.path.insert(0, sys.argv[2])
 from test_projection import SHAPES, check
 assert torch.ops.hscc._build_info() == "cpu: " + sys.argv[1]
 for shape in SHAPES:
-    check(*shape, torch.float32, torch.channels_last)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        check(*shape, torch.float32, layout)
 """
 
 
