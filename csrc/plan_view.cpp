@@ -115,6 +115,7 @@ PlanView view_plan(const PlanTensors& t) {
   p.out_height = out_size(p.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h);
   p.out_width = out_size(p.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w);
   p.out_channels = t.channels.size(1), p.regions = t.channels.size(0);
+  p.image_size = p.height * p.width * p.in_channels + p.out_height * p.out_width * p.out_channels;
   p.patch = t.v.size(1), p.pool_rows = t.v.size(0);
   p.work_count = t.work.size(0), p.cluster_total = t.clusters.size(0);
   p.row_total = t.rows.numel(), p.u_size = t.u.numel();

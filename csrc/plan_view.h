@@ -29,6 +29,7 @@ struct BFloat16 {
 // out_channels). x, v, u, bias and out hold BFloat16 where ``bfloat16`` says so, else float.
 struct PlanView {
   int64_t batch, height, width, in_channels, out_height, out_width, out_channels;
+  int64_t image_size;  // numbers in the maps of an image, in and out
   int64_t patch, pool_rows, regions, work_count, row_total, cluster_total, u_size;
   Geometry geometry;
   const void* x;

@@ -137,6 +137,11 @@ CASES = (
         ((40, 33), (70,), (17, 64)),
     ),
 )
+_LARGE_SHAPE = (1, 32, 120, 120)
+LARGE = (
+    Case("large", "outputs past the caches, in order or not", _LARGE_SHAPE, 128, _same(3), ((3,), (2, 1), (6,))),
+    Case("large, odd channels", "outputs that fill no line", _LARGE_SHAPE, 124, _same(3), ((3,), (2, 1), (6,))),
+)
 
 
 class Inputs(NamedTuple):

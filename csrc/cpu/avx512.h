@@ -39,6 +39,14 @@ inline void store(float* p, Vec a) {
 inline void store(float* p, Vec a, int64_t n) {
   _mm512_mask_storeu_ps(p, first(n), a);
 }
+// A whole line, aligned, past the caches: it is not read first, nor does it take the place of other lines.
+inline void stream(float* p, Vec a) {
+  _mm512_stream_ps(p, a);
+}
+// Streamed lines come before whatever this thread does next.
+inline void fence() {
+  _mm_sfence();
+}
 inline Vec load(const BFloat16* p, int64_t n = kLanes) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));

@@ -123,7 +123,12 @@ struct SecondStage<BFloat16> {
           if (cluster.relu) y[i] = relu(y[i]);
         }
         const __m512i words = _mm512_permutexvar_epi16(order, narrow(y[0], y[1]));
-        _mm512_mask_storeu_epi16(out[m] + offset + n * kChannels, first_words(count), words);
+        BFloat16* p = out[m] + offset + n * kChannels;
+        if (cluster.streams) {
+          _mm512_stream_si512(reinterpret_cast<__m512i*>(p), words);
+        } else {
+          _mm512_mask_storeu_epi16(p, first_words(count), words);
+        }
       }
     }
   }

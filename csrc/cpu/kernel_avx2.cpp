@@ -68,6 +68,7 @@ inline void store(BFloat16* p, Vec a, int64_t n) {
   store(all, a);
   for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
+inline void fence() {}  // nothing is streamed: a vector fills no line
 // One load into a register, where the compiler would rather repeat the memory operand in every use.
 inline void pin(Vec& a) {
   __asm__("" : "+x"(a));

@@ -52,11 +52,9 @@ constexpr int64_t kHides = 64;  // positions of a part whose computation hides t
 // that few of a core's inputs lie in the cache of another core; else whole regions, so that one core reads their
 // factors.
 bool wants_parts(const PlanView& plan, int64_t shares) {
-  const int64_t positions = plan.out_height * plan.out_width;
-  const int64_t image = plan.height * plan.width * plan.in_channels + positions * plan.out_channels;
-  const bool small_factors = plan.pool_rows * plan.patch + plan.u_size < image;
-  if (plan.batch < shares) return small_factors && image < kCached;
-  return small_factors || plan.batch * positions >= kHides * shares * plan.work_count;
+  const bool small_factors = plan.pool_rows * plan.patch + plan.u_size < plan.image_size;
+  if (plan.batch < shares) return small_factors && plan.image_size < kCached;
+  return small_factors || plan.batch * plan.out_height * plan.out_width >= kHides * shares * plan.work_count;
 }
 
 // Cuts the work list into shares of equal cost: a fixed function of the plan, the batch and the number of shares.

@@ -13,7 +13,7 @@ inline void multiply(const Product& p, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < panels.count; ++i) {
       const int64_t first = panels.begin(i), vectors = panels.begin(i + 1) - first, start = first * kLanes;
       const int64_t last = smaller(p.out_channels - start - (vectors - 1) * kLanes, kLanes);
-      const Cluster<float> columns{p.matrix + start, nullptr, p.in_channels, p.out_channels, false};
+      const Cluster<float> columns{p.matrix + start, nullptr, p.in_channels, p.out_channels, false, false};
       for (int64_t b = 0; b < blocks.count; ++b) {
         const int64_t row = tile + blocks.begin(b);
         const int rows = int(tile + blocks.begin(b + 1) - row);

@@ -63,8 +63,9 @@ class RegionKernel {
         u_(static_cast<const T*>(plan.u)),
         b_(buffers),
         patches_(patches),
-        streams_(plan.height * plan.width * plan.in_channels + plan.out_height * plan.out_width * plan.out_channels >
-                 kCached) {
+        whole_lines_(SecondStage<T>::kChannels * sizeof(T) == kLine &&
+                     plan.out_channels % SecondStage<T>::kChannels == 0 &&
+                     reinterpret_cast<uintptr_t>(plan.out) % kLine == 0) {
     for (int m = 0; m < kPositions; ++m) {
       for (int n = 0; n < kRows; ++n) {
         dot_block_[0][m][n] = select_dot_block<T, false>(m + 1, n + 1);
@@ -94,8 +95,10 @@ class RegionKernel {
   }
 
  private:
+  static constexpr bool kGathers = sizeof(T) == sizeof(float);  // whether vectors put channels in order
+
   // Rows as the first stage wants them; bias in the clusters' order; whether each cluster's channels are neighbours,
-  // and if not, where each channel is.
+  // and if not, where each channel is; whether outputs are streamed.
   void enter(const Span& span) {
     const WorkItem& item = *span.item;
     item_ = &item;
@@ -108,13 +111,15 @@ class RegionKernel {
     }
     const int32_t* order = plan_.channels + item.region * plan_.out_channels;
     const T* bias = plan_.bias ? static_cast<const T*>(plan_.bias) + item.region * plan_.bias_region_stride : nullptr;
-    int32_t moved = 0;
+    int32_t moved = 0, broken = 0;
     for (int32_t k = 0; k < item.cluster_count; ++k) {
       const ClusterItem& c = plan_.clusters[item.cluster_start + k];
       const int32_t* channels = order + c.channel_start;
       for (int32_t i = 1; i < c.channel_count; ++i) moved |= channels[i] ^ (channels[0] + i);
+      broken |= (c.channel_count > 0 ? channels[0] | c.channel_count : 0) % SecondStage<T>::kChannels;
     }
     permuted_ = moved != 0;
+    streams_ = plan_.image_size > kCached && whole_lines_ && (permuted_ ? kGathers : broken == 0);
     if (permuted_) {
       for (int64_t c = 0; c < plan_.out_channels; ++c) b_.inverse[c] = 0;  // should a channel be missing
       for (int64_t c = 0; c < plan_.out_channels; ++c) b_.inverse[order[c]] = int32_t(c);
@@ -212,31 +217,25 @@ class RegionKernel {
     const int64_t begin = parts.begin(r), count = parts.begin(r + 1) - begin;
     const T* rows[kRows];
     for (int64_t n = 0; n < count; ++n) rows[n] = v_ + order[begin + n] * plan_.patch;
-    // What is needed next: under the last rows a block's outputs, before them input rows of the tile that follows, else
-    // a share of the next rows of V. All are taken to be neighbours in memory: where they are not, no harm is done.
+    // What is needed next: under the last rows a block's outputs, if they are not streamed, before them input rows of
+    // the tile that follows, else a share of the next rows of V. All are taken to be neighbours in memory: where they
+    // are not, no harm is done.
     const int64_t left = parts.count - 1 - r;
-    const bool pixels = 0 < left && left <= new_rows_;
+    const int64_t row = streams_ ? left : left - 1;
+    const bool pixels = 0 <= row && row < new_rows_;
     const T* next = left > 0 ? v_ + order[begin + count] * plan_.patch : nullptr;
     const int64_t rows_ahead = left > 0 && prefetch_rows_ ? parts.begin(r + 2) - parts.begin(r + 1) : 0;
     const int64_t share = rows_ahead * plan_.patch / (last - first);
-    const int64_t numbers = left == 0 ? kPositions * plan_.out_channels
-                            : pixels  ? kPositions * plan_.geometry.stride_w * plan_.in_channels
-                                      : share;
+    const int64_t numbers = pixels      ? kPositions * plan_.geometry.stride_w * plan_.in_channels
+                            : left == 0 ? kPositions * plan_.out_channels
+                                        : share;
     const int64_t step = ceil_div(numbers * Operand<T>::kCount, plan_.patch);
     for (int b = first; b < last; ++b, next += share) {
       const Block<T>& block = blocks_[b];
       const int64_t i = next_.begin + block.first;
-      if (parts.count == 1 && streams_ && i < next_.end) prefetch_pixels(i);
-      const T* ahead = left == 0 ? out_[block.first] : pixels && i < next_.end ? new_row(i, left - 1) : next;
+      const T* ahead = pixels && i < next_.end ? new_row(i, row) : left == 0 ? out_[block.first] : next;
       dot_block_[block.counted][block.positions - 1][count - 1](block, rows, z(block, begin), Ahead<T>{ahead, step});
     }
-  }
-
-  // Of the block whose first pair is pair i of the tile that follows; ranks of one group of rows leave no other time.
-  [[gnu::always_inline]] void prefetch_pixels(int64_t i) const {
-    const T* pixels = new_row(i, 0);
-    const int64_t numbers = kPositions * plan_.geometry.stride_w * plan_.in_channels;
-    for (int64_t c = 0; c < numbers; c += 64 / sizeof(T)) __builtin_prefetch(pixels + c, 0, 2);
   }
 
   // Input row ``row``, counted from the last, of pair i of the tile that follows.
@@ -254,8 +253,12 @@ class RegionKernel {
       if (c.channel_count == 0) continue;
       const int64_t offset = permuted_ ? c.channel_start : order[c.channel_start];
       const bool dense = c.u_start == kDense;
-      Cluster<T> cluster{dense ? nullptr : u_ + c.u_start, b_.bias + c.channel_start, c.rank, c.channel_count,
-                         plan_.relu};
+      Cluster<T> cluster{dense ? nullptr : u_ + c.u_start,
+                         b_.bias + c.channel_start,
+                         c.rank,
+                         c.channel_count,
+                         plan_.relu,
+                         streams_ && !permuted_};
       if (dense) {
         for (int b = 0; b < block_count_; ++b) {
           const Block<T>& block = blocks_[b];
@@ -288,10 +291,11 @@ class RegionKernel {
 
   void permute(int positions) {
     for (int m = 0; m < positions; ++m) {
-      if constexpr (sizeof(T) == sizeof(float)) {
+      if constexpr (kGathers) {
         for (int64_t c = 0; c < plan_.out_channels; c += kLanes) {
           const int64_t n = smaller(plan_.out_channels - c, kLanes);
-          store(out_[m] + c, gather(target_[m], b_.inverse + c, n), n);
+          const Vec y = gather(target_[m], b_.inverse + c, n);
+          put_row<1>(out_[m] + c, &y, n, streams_);
         }
       } else {
         for (int64_t c = 0; c < plan_.out_channels; ++c) out_[m][c] = target_[m][b_.inverse[c]];
@@ -304,8 +308,8 @@ class RegionKernel {
   const Buffers<T>& b_;
   PatchBuilder<T>& patches_;
   const WorkItem* item_ = nullptr;
-  bool permuted_ = false, in_panels_ = false, copied_ = false;
-  const bool prefetch_rows_ = prefetch_rows(), streams_;
+  bool permuted_ = false, in_panels_ = false, copied_ = false, streams_ = false;
+  const bool prefetch_rows_ = prefetch_rows(), whole_lines_;
   Span next_{};           // the tile that follows begins where this does,
   int64_t new_rows_ = 0;  // and has so many input rows that this one has not
   int64_t z_stride_ = 0;
@@ -335,6 +339,7 @@ void run_as(const PlanView& plan, const Span* spans, int64_t span_count) {
   PatchBuilder<T> patches(plan, buffers.zeros, buffers.inside, buffers.runs);
   RegionKernel<T> kernel(plan, buffers, patches);
   for (int64_t s = 0; s < span_count; ++s) kernel.run(spans[s], s + 1 < span_count ? spans[s + 1] : Span{});
+  fence();
 }
 
 inline void convolve(const PlanView& plan, const Span* spans, int64_t span_count) {

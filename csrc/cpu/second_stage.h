@@ -7,6 +7,8 @@
 
 namespace hscc::cpu::HSCC_ISA {
 
+constexpr size_t kLine = 64;  // bytes of a cache line
+
 // Where a block's results go: channel c of its position m to out[m][c].
 template <typename T>
 struct Cluster {
@@ -14,7 +16,23 @@ struct Cluster {
   const float* bias;  // a value a column, or null
   int64_t rank, stride;
   bool relu;
+  bool streams;  // whether outputs go past the caches, in whole lines
 };
+
+// N vectors, the last of ``last`` lanes; those that stream are whole lines.
+template <int N, typename T>
+[[gnu::always_inline]] inline void put_row(T* p, const Vec* y, int64_t last, bool streams) {
+  if constexpr (kLanes * sizeof(T) == kLine) {
+    if (streams) {
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) stream(p + n * kLanes, y[n]);
+      return;
+    }
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n + 1 < N; ++n) store(p + n * kLanes, y[n]);
+  store(p + (N - 1) * kLanes, y[N - 1], last);
+}
 
 // N vectors of channels, the last of ``last`` lanes, for M positions; z is (rank, M), or (M, rank) of that row stride.
 template <typename T, bool kByPosition, int M, int N>
@@ -51,10 +69,7 @@ void expand_block(const Cluster<T>& cluster, const float* z, int64_t stride, T* 
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    T* p = out[m] + offset;
-#pragma GCC unroll 8
-    for (int n = 0; n + 1 < N; ++n) store(p + n * kLanes, acc[m * N + n]);
-    store(p + (N - 1) * kLanes, acc[m * N + N - 1], last);
+    put_row<N>(out[m] + offset, acc + m * N, last, cluster.streams);
   }
 }
 

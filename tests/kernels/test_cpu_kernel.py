@@ -21,7 +21,7 @@ CHECK_ALL_CASES = """
 import sys, torch
 from hscc_kernels import lowrank_conv2d, testing
 assert torch.ops.hscc._build_info() == "cpu: " + sys.argv[1]
-for case in testing.CASES:
+for case in testing.CASES + testing.LARGE:
     for dtype in (torch.float32, torch.bfloat16):
         x, plan, bias = testing.make_inputs(case, dtype)
         got = lowrank_conv2d(x, plan, bias, activation=case.activation, backend="cpu")
@@ -88,7 +88,7 @@ def test_bfloat16_is_rounded_as_pytorch_does(isa):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("case", testing.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", testing.CASES + testing.LARGE, ids=lambda case: case.name)
 def test_every_element_is_written(case, dtype):
     """The output is new memory: an allocation of its size, poisoned and freed, is the likeliest place for it."""
     x, plan, bias = testing.make_inputs(case, dtype)
