@@ -71,7 +71,7 @@ LAYERS = {
 REGIONS = ("1", "4", "8", "unequal")
 CLUSTERS = (1, 2, 4)
 REDUCTIONS = (3.0, 5.3, 10.0, 20.0)
-SHORT = (("1", 5.3), ("4", 5.3), ("4", 10.0), ("unequal", 5.3))  # of the grid, for every layer
+SHORT = (("1", 5.3), *(("4", reduction) for reduction in REDUCTIONS), ("unequal", 5.3))  # of the grid, for every layer
 _UNEQUAL_AREA = (0.5, 0.25, 0.15, 0.1)
 _UNEQUAL_RANK = (0.25, 1.0, 2.0, 2.5)  # relative: large quiet regions, small busy ones
 
