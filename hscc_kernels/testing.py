@@ -140,6 +140,7 @@ CASES = (
 _LARGE_SHAPE = (1, 32, 120, 120)
 LARGE = (
     Case("large", "outputs past the caches, in order or not", _LARGE_SHAPE, 128, _same(3), ((3,), (2, 1), (6,))),
+    Case("large batch", "the same by many images", (9, 32, 40, 40), 128, _same(3), ((3,), (2, 1), (6,))),
     Case("large, odd channels", "outputs that fill no line", _LARGE_SHAPE, 124, _same(3), ((3,), (2, 1), (6,))),
 )
 

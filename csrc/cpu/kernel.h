@@ -15,7 +15,7 @@ struct Span {
   int64_t begin, end;
 };
 
-// Numbers in an image's maps, in and out, from which on they come from memory, whoever wrote them, and go there.
+// Numbers in maps, in and out, from which on they come from memory, whoever wrote them, and go there.
 constexpr int64_t kCached = 1 << 21;
 
 // Cache-aligned memory of the calling thread, valid until its next call.

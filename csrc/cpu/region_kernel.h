@@ -119,7 +119,7 @@ class RegionKernel {
       broken |= (c.channel_count > 0 ? channels[0] | c.channel_count : 0) % SecondStage<T>::kChannels;
     }
     permuted_ = moved != 0;
-    streams_ = plan_.image_size > kCached && whole_lines_ && (permuted_ ? kGathers : broken == 0);
+    streams_ = plan_.batch * plan_.image_size > kCached && whole_lines_ && (permuted_ ? kGathers : broken == 0);
     if (permuted_) {
       for (int64_t c = 0; c < plan_.out_channels; ++c) b_.inverse[c] = 0;  // should a channel be missing
       for (int64_t c = 0; c < plan_.out_channels; ++c) b_.inverse[order[c]] = int32_t(c);

@@ -86,6 +86,27 @@ def test_double_backward_is_refused_in_words() -> None:
 
 
 @pytest.mark.parametrize("backend", sorted(AVAILABLE))
+def test_no_grad(backend: str) -> None:
+    """There the op is called below autograd; whatever lies above it, autocast and vmap, still has its turn."""
+    x, plan, bias = make_inputs(CASES[1], torch.float32)
+    x.requires_grad_()
+
+    def function(x):
+        return lowrank_conv2d(x, plan, bias, backend=backend)
+
+    expected = function(x)
+    assert expected.requires_grad
+    with torch.no_grad():
+        got = function(x)
+        assert not got.requires_grad
+        assert torch.equal(got, expected)
+        torch.testing.assert_close(torch.func.vmap(function)(x[:, None])[:, 0], expected)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            assert function(x).dtype == torch.bfloat16
+    assert function(x).requires_grad
+
+
+@pytest.mark.parametrize("backend", sorted(AVAILABLE))
 def test_function_transforms(backend: str) -> None:
     """vmap is right; grad, which torch.library's autograd cannot give, is refused and never wrong."""
     x, plan, bias = make_inputs(CASES[1], torch.float32)
