@@ -42,7 +42,7 @@ def lowrank_conv2d(
         v, u, *index, _, _ = plan
         biases = bias.expand(plan.regions, -1) if bias is not None and bias.ndim == 1 else bias
         op = resolve(x, backend)
-        if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return op(x, v, u, biases, *index, plan.sizes, activation)
         with torch._C._AutoDispatchBelowAutograd():  # torch.library's autograd is Python, called without gradients, too
             return op(x, v, u, biases, *index, plan.sizes, activation)
