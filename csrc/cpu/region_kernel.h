@@ -181,7 +181,7 @@ class RegionKernel {
     const Parts parts = in_panels_ ? Parts(z_stride_ / kLanes, kVectors) : Parts(item_->row_count, kRows);
     if (!copied_) return multiply(parts, 0, block_count_);
     for (int b = 0; b < block_count_ && parts.count > 0; ++b) {
-      prefetch_outputs(blocks_[b]);
+      if (!streams_) prefetch_outputs(blocks_[b]);
       patches_.pack(blocks_[b], corners_, b_.packed, b_.pointers);
       multiply(parts, b, b + 1);
     }
