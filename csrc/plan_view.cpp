@@ -11,6 +11,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+constexpr int64_t kMostSide = int64_t(1) << 30;  // so that kernels may count rows, columns
+constexpr int64_t kMostRow = int64_t(1) << 31;   // and the numbers of a row in 32 bits
+
 void check_tensor(const char* name, const Tensor& t, ScalarType dtype, int64_t ndim) {
   STD_TORCH_CHECK(t.is_cpu(), name, ": got a tensor that is not on the CPU, expected one that is");
   STD_TORCH_CHECK(t.scalar_type() == dtype, name, ": got dtype ", int(t.scalar_type()), ", expected ", int(dtype));
@@ -112,6 +115,9 @@ PlanView view_plan(const PlanTensors& t) {
   p.geometry = read_geometry(t.sizes);
   const Geometry& g = p.geometry;
   p.batch = t.x.size(0), p.in_channels = t.x.size(1), p.height = t.x.size(2), p.width = t.x.size(3);
+  STD_TORCH_CHECK(std::max(p.height, p.width) < kMostSide && p.width * p.in_channels < kMostRow, "x: got images of ",
+                  p.height, " x ", p.width, " x ", p.in_channels, ", expected sides below ", kMostSide,
+                  " and rows of fewer than ", kMostRow, " numbers");
   p.out_height = out_size(p.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h);
   p.out_width = out_size(p.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w);
   p.out_channels = t.channels.size(1), p.regions = t.channels.size(0);
@@ -137,11 +143,13 @@ PlanView view_plan(const PlanTensors& t) {
   STD_TORCH_CHECK(position_count == p.out_height * p.out_width, "positions: got ", position_count, ", expected ",
                   p.out_height, " x ", p.out_width);
   if (t.bias) {
-    check_tensor("bias", *t.bias, dtype, 2);
-    STD_TORCH_CHECK(t.bias->size(0) == p.regions && t.bias->size(1) == p.out_channels, "bias: got ", t.bias->size(0),
-                    " x ", t.bias->size(1), ", expected ", p.regions, " x ", p.out_channels);
+    const bool shared = t.bias->dim() == 1;  // by all regions
+    check_tensor("bias", *t.bias, dtype, shared ? 1 : 2);
+    STD_TORCH_CHECK((shared || t.bias->size(0) == p.regions) && t.bias->size(-1) == p.out_channels, "bias: got ",
+                    shared ? 1 : t.bias->size(0), " x ", t.bias->size(-1), ", expected ", p.out_channels, " or ",
+                    p.regions, " x ", p.out_channels);
     p.bias = t.bias->const_data_ptr();
-    p.bias_region_stride = t.bias->stride(0), p.bias_channel_stride = t.bias->stride(1);
+    p.bias_region_stride = shared ? 0 : t.bias->stride(0), p.bias_channel_stride = t.bias->stride(-1);
   }
   check_range("positions", p.positions, position_count, position_count);
   check_range("rows", p.rows, p.row_total, p.pool_rows);

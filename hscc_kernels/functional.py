@@ -40,12 +40,11 @@ def lowrank_conv2d(
     """
     try:  # every op refuses what does not fit before it computes; asking first would cost as much as the call
         v, u, *index, _, _ = plan
-        biases = bias.expand(plan.regions, -1) if bias is not None and bias.ndim == 1 else bias
         op = resolve(x, backend)
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-            return op(x, v, u, biases, *index, plan.sizes, activation)
+            return op(x, v, u, bias, *index, plan.sizes, activation)
         with torch._C._AutoDispatchBelowAutograd():  # torch.library's autograd is Python, called without gradients, too
-            return op(x, v, u, biases, *index, plan.sizes, activation)
+            return op(x, v, u, bias, *index, plan.sizes, activation)
     except Exception:
         if not isinstance(x, Tensor):
             raise TypeError(f"x: got {type(x).__name__}, expected a torch.Tensor") from None

@@ -40,16 +40,18 @@ def _backward_fake(grad, x, v, u, y, positions, rows, channels, work, clusters, 
 def _setup_context(ctx, inputs, output) -> None:
     x, v, u, bias, *index, sizes, activation = inputs
     ctx.save_for_backward(x, v, u, output if activation != "none" else output.new_empty(0), *index)
-    ctx.has_bias, ctx.sizes, ctx.activation = bias is not None, sizes, activation
+    ctx.bias_ndim, ctx.sizes, ctx.activation = 0 if bias is None else bias.ndim, sizes, activation
 
 
 def _backward(ctx, grad: Tensor):
     x, v, u, y, *index = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
-    needs[3] = needs[3] and ctx.has_bias
+    needs[3] = needs[3] and ctx.bias_ndim > 0
     gradients = torch.ops.hscc.lowrank_conv2d_backward(grad, x, v, u, y, *index, ctx.sizes, ctx.activation, needs)
-    kept = (g if need else None for g, need in zip(gradients, needs, strict=True))
-    return (*kept, *(None,) * (len(index) + 2))
+    d_x, d_v, d_u, d_bias = (g if need else None for g, need in zip(gradients, needs, strict=True))
+    if needs[3] and ctx.bias_ndim == 1:  # shared by all regions
+        d_bias = d_bias.sum(0)
+    return d_x, d_v, d_u, d_bias, *(None,) * (len(index) + 2)
 
 
 def _refuse_double_backward(ctx, *gradients):

@@ -28,10 +28,11 @@ def lowrank_conv2d(
     sizes: Sequence[int],
     activation: str,
 ) -> Tensor:
-    """x (N, C, H, W), bias (R, O) or None -> (N, O, Ho, Wo), channels last in memory. Differentiable."""
+    """x (N, C, H, W), bias (O,), (R, O) or None -> (N, O, Ho, Wo), channels last in memory. Differentiable."""
     geometry = Geometry.unflat(sizes)
     patches = im2col(x, geometry)  # [N, P, D]
     out = x.new_zeros(x.shape[0], patches.shape[1], channels.shape[1])  # [N, P, O]
+    biases = None if bias is None else bias.expand(channels.shape)
     for item, place, factor_rows in regions_of(positions, rows, work):
         z = patches[:, place] @ v[factor_rows].T  # [N, p, s]
         parts = []
@@ -40,8 +41,8 @@ def lowrank_conv2d(
             parts.append(part if c.u_start == DENSE else part @ u_block(u, c))
         y = torch.cat(parts, dim=-1)
         order = channels[item.region].long()
-        if bias is not None:
-            y = y + bias[item.region, order]
+        if biases is not None:
+            y = y + biases[item.region, order]
         out[:, place[:, None], order] = y
     out = F.relu(out) if activation == "relu" else out
     height, width = geometry.out_size(*x.shape[2:])

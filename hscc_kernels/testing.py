@@ -208,8 +208,6 @@ def exact(x: Tensor, plan: PackedPlan, bias: Tensor | None, activation: str) -> 
 
 def plain(x: Tensor, plan: PackedPlan, bias: Tensor | None, activation: str) -> Tensor:
     """The reference in the inputs' own dtype, differentiable: what plain PyTorch would give."""
-    if bias is not None and bias.ndim == 1:
-        bias = bias.expand(plan.regions, -1)
     return reference.lowrank_conv2d(x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, activation)
 
 

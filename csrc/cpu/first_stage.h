@@ -100,7 +100,7 @@ template <typename T>
 using DotBlock = void (*)(const Block<T>&, const T* const* rows, float* z, Ahead<T> ahead);
 
 template <typename T, bool kCounted, int M = kPositions, int N = kRows>
-DotBlock<T> select_dot_block(int positions, int rows) {
+constexpr DotBlock<T> select_dot_block(int positions, int rows) {
   if constexpr (M > 1) {
     if (positions < M) return select_dot_block<T, kCounted, M - 1, N>(positions, rows);
   }

@@ -87,6 +87,15 @@ inline Vec gather(const float* p, const int32_t* index, int64_t n) {
   return _mm256_mask_i32gather_ps(zero(), p, _mm256_maskload_epi32(index, mask), _mm256_castsi256_ps(mask), 4);
 }
 
+// Bit m: whether 0 <= at[m] + shift < bound, for eight numbers.
+inline uint32_t below(const int32_t* at, int32_t shift, int32_t bound) {
+  const __m256i least = _mm256_set1_epi32(INT32_MIN);  // turns the order of unsigned numbers into that of signed ones
+  const __m256i shifted = _mm256_add_epi32(_mm256_loadu_si256((const __m256i*)at), _mm256_set1_epi32(shift));
+  const __m256i less =
+      _mm256_cmpgt_epi32(_mm256_xor_si256(_mm256_set1_epi32(bound), least), _mm256_xor_si256(shifted, least));
+  return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(less)));
+}
+
 // Pairs (a[i], b[i]) of the lower or of the upper half of the lanes.
 template <int kHalf>
 inline Vec interleave(Vec a, Vec b) {

@@ -58,6 +58,13 @@ inline Vec gather(const float* p, const int32_t* index, int64_t n) {
   return a;
 }
 
+// Bit m: whether 0 <= at[m] + shift < bound, for eight numbers.
+inline uint32_t below(const int32_t* at, int32_t shift, int32_t bound) {
+  uint32_t bits = 0;
+  for (int m = 0; m < 8; ++m) bits |= uint32_t(uint32_t(at[m]) + uint32_t(shift) < uint32_t(bound)) << m;
+  return bits;
+}
+
 // Pairs (a[i], b[i]) of the lower or of the upper half of the lanes.
 template <int kHalf>
 inline Vec interleave(Vec a, Vec b) {

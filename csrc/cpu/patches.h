@@ -7,42 +7,13 @@
 // Runs too short for the vectors, as those of a first layer, are copied together: one segment, the whole patch.
 #pragma once
 
-#include "element.h"
+#include "corners.h"
 
 namespace hscc::cpu::HSCC_ISA {
 
-inline int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-inline int64_t larger(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-template <typename A>
-void swap(A& a, A& b) {
-  const A c = a;
-  a = b;
-  b = c;
-}
-
-// Parts of near-equal size, none above ``most``: part i is [begin(i), begin(i + 1)).
-struct Parts {
-  int64_t count, size, larger;
-  Parts(int64_t total, int64_t most) : count(ceil_div(total, most)) {
-    size = count ? total / count : 0;
-    larger = total - size * count;
-  }
-  int64_t begin(int64_t i) const { return i * size + smaller(i, larger); }
-};
-
-constexpr int kTile = 192;  // positions that stream through a factor row while it is in cache
-constexpr int kMaxBlocks = kTile / kPositions;
-constexpr int kSlots = (kPositions + 7) / 8 * 8;  // positions of a block, padded so that loops over them vectorise
-constexpr int64_t kShortRun = 5 * kLanes;         // kernel rows of fewer numbers are copied together,
-constexpr int64_t kMostPacked = 1024;             // unless a block of such patches would not stay in the L1
-constexpr int64_t kLongRun = 16 * kLanes;         // from here on it pays to leave out single patches' zeros
+constexpr int64_t kShortRun = 5 * kLanes;  // kernel rows of fewer numbers are copied together,
+constexpr int64_t kMostPacked = 1024;      // unless a block of such patches would not stay in the L1
+constexpr int64_t kLongRun = 16 * kLanes;  // from here on it pays to leave out single patches' zeros
 
 // Patch elements [v_offset, v_offset + length); in memory they start x_offset after the segment's pointers. They are
 // zeros for all patches of a block but the first ``valid``.
@@ -61,16 +32,9 @@ struct Block {
   bool counted;  // whether segments are shorter than the block, by ``valid``; if not, pointers to zeros fill them
 };
 
-// Corners of a tile's patches: image row and column, and the offset in x that they have, or would have if not inside.
-template <typename T>
-struct Corners {
-  int64_t top[kTile + kSlots], left[kTile + kSlots], offset[kTile + kSlots];
-  const T* inside[kTile + kSlots];  // where the patch starts, null where it crosses the border
-};
-
-// Taps [begin, begin + count) of a kernel row, inside the image's columns for the same positions of a block.
+// Neighbouring taps of a kernel row, inside the image's columns for the same positions of a block, those in ``valid``.
 struct Run {
-  int64_t begin, count;
+  int64_t v_offset, length, x_offset;  // from the start of the kernel row
   uint32_t valid;
 };
 
@@ -122,7 +86,7 @@ class PatchBuilder {
         copy_rows_(select_copy_rows<T>(plan.geometry.kernel_w * plan.in_channels)),
         inside_(inside),
         runs_(runs),
-        columns_(1.0 / double(plan.out_width)) {
+        locator_(plan) {
     row_step_ = plan.width * plan.in_channels;
     image_step_ = plan.height * row_step_;
     if (inside == nullptr) return;
@@ -139,28 +103,12 @@ class PatchBuilder {
 
   // Corners of some output positions of one image.
   void locate(int64_t image, const int32_t* positions, int64_t count, Corners<T>& corners, int64_t slot) const {
-    const int64_t last_top = plan_.height - (g_.kernel_h - 1) * g_.dilation_h;
-    const int64_t last_left = plan_.width - (g_.kernel_w - 1) * g_.dilation_w;
-    const int64_t stride_h = g_.stride_h, stride_w = g_.stride_w, pad_h = g_.pad_h, pad_w = g_.pad_w;
-    const int64_t out_width = plan_.out_width, in_channels = plan_.in_channels, row_step = row_step_;
-    const int64_t image_offset = image * image_step_;
-    const T* x = x_;
-    const double columns = columns_;
-    for (int64_t m = 0; m < count; ++m) {
-      const int64_t row = int64_t((double(positions[m]) + 0.5) * columns), column = positions[m] - row * out_width;
-      const int64_t top = row * stride_h - pad_h, left = column * stride_w - pad_w;
-      const int64_t offset = image_offset + top * row_step + left * in_channels;
-      const bool inside = (top >= 0) & (top < last_top) & (left >= 0) & (left < last_left);
-      corners.top[slot + m] = top;
-      corners.left[slot + m] = left;
-      corners.offset[slot + m] = offset;
-      corners.inside[slot + m] = inside ? x + offset : nullptr;
-    }
+    locator_.locate(image, positions, count, corners, slot);
   }
 
   // Where input row ``row`` of a patch starts, counted from its last, or the nearest place inside the image.
   const T* row_from_below(int64_t image, int32_t position, int64_t row) const {
-    const int64_t out_row = int64_t((double(position) + 0.5) * columns_);
+    const int64_t out_row = locator_.row_of(position);
     const int64_t column = position - out_row * plan_.out_width;
     const int64_t y = out_row * g_.stride_h - g_.pad_h + (g_.kernel_h - 1) * g_.dilation_h - row;
     const int64_t x = column * g_.stride_w - g_.pad_w;
@@ -203,8 +151,8 @@ class PatchBuilder {
   // ``own`` and ``pointers`` are memory for a border block: as many segments as the kernel has taps. Its patches may
   // change places, and their outputs with them.
   void build(Block<T>& block, Corners<T>& corners, T** out, Segment* own, const T** pointers) {
-    bool inside = true;
-    for (int m = 0; m < block.positions; ++m) inside &= corners.inside[block.first + m] != nullptr;
+    const uint32_t all = (1u << block.positions) - 1;
+    const bool inside = (locator_.inside_mask(corners, block.first) & all) == all;
     block.counted = !inside && g_.kernel_w * plan_.in_channels >= kLongRun;
     if (inside) {
       block.segments = inside_;
@@ -224,10 +172,11 @@ class PatchBuilder {
   // Those patches last that hang over the border most, so that what they have outside the image is left out by count.
   void sort(const Block<T>& block, Corners<T>& corners, T** out) const {
     const int64_t extent_h = (g_.kernel_h - 1) * g_.dilation_h + 1, extent_w = (g_.kernel_w - 1) * g_.dilation_w + 1;
-    int64_t over[kSlots], *top = corners.top + block.first, *left = corners.left + block.first;
+    int32_t *top = corners.top + block.first, *left = corners.left + block.first;
+    int64_t over[kSlots];
     for (int m = 0; m < kSlots; ++m) {
-      const int64_t rows = larger(-top[m], 0) + larger(top[m] + extent_h - plan_.height, 0);
-      const int64_t columns = larger(-left[m], 0) + larger(left[m] + extent_w - plan_.width, 0);
+      const int64_t rows = larger(-int64_t(top[m]), 0) + larger(top[m] + extent_h - plan_.height, 0);
+      const int64_t columns = larger(-int64_t(left[m]), 0) + larger(left[m] + extent_w - plan_.width, 0);
       over[m] = 2 * rows + columns;  // not their sum: sides of a kind stay together
     }
     for (int m = 1; m < block.positions; ++m) {
@@ -243,26 +192,26 @@ class PatchBuilder {
   }
 
   int64_t build_border(const Block<T>& block, const Corners<T>& corners, Segment* segments, const T** pointers) {
+    const int32_t *top = corners.top + block.first, *left = corners.left + block.first;
     const uint32_t all = (1u << block.positions) - 1;
-    int64_t run_count = 0;
+    const int64_t channels = plan_.in_channels, tap = g_.dilation_w * channels, row = g_.dilation_h * row_step_;
+    Run* end = runs_;
     for (int64_t j = 0; j < g_.kernel_w; ++j) {
-      const uint32_t valid = all & below(corners.left + block.first, j * g_.dilation_w, plan_.width);
-      if (run_count > 0 && runs_[run_count - 1].valid == valid && g_.dilation_w == 1) {
-        ++runs_[run_count - 1].count;
+      const uint32_t valid = all & below(left, int32_t(j * g_.dilation_w), int32_t(plan_.width));
+      if (end != runs_ && end[-1].valid == valid && g_.dilation_w == 1) {
+        end[-1].length += channels;
       } else {
-        runs_[run_count++] = {j, 1, valid};
+        *end++ = {j * channels, channels, j * tap, valid};
       }
     }
-    int64_t count = 0;
-    for (int64_t i = 0; i < g_.kernel_h; ++i) {
-      const uint32_t row_valid = all & below(corners.top + block.first, i * g_.dilation_h, plan_.height);
-      for (const Run* run = runs_; run != runs_ + run_count; ++run) {
+    int64_t count = 0, v_offset = 0, x_offset = 0;
+    for (int64_t i = 0; i < g_.kernel_h; ++i, v_offset += g_.kernel_w * channels, x_offset += row) {
+      const uint32_t row_valid = all & below(top, int32_t(i * g_.dilation_h), int32_t(plan_.height));
+      for (const Run* run = runs_; run != end; ++run) {
         const uint32_t valid = row_valid & run->valid;
         if (valid == 0) continue;
-        const int64_t shift = i * g_.dilation_h * row_step_ + run->begin * g_.dilation_w * plan_.in_channels;
-        segments[count] = {(i * g_.kernel_w + run->begin) * plan_.in_channels, run->count * plan_.in_channels, 0,
-                           32 - __builtin_clz(valid)};
-        point(corners.offset + block.first, shift, valid, pointers + count * kSlots);
+        segments[count] = {v_offset + run->v_offset, run->length, 0, 32 - __builtin_clz(valid)};
+        point(corners.offset + block.first, x_offset + run->x_offset, valid, pointers + count * kSlots);
         ++count;
       }
     }
@@ -271,16 +220,6 @@ class PatchBuilder {
 
   static void fill(T* to, int64_t n) {
     for (int64_t i = 0; i < n; ++i) to[i] = T{};
-  }
-
-  // Bit m: whether 0 <= at[m] + shift < bound.
-  static uint32_t below(const int64_t* at, int64_t shift, int64_t bound) {
-    static constexpr uint64_t kBit[8] = {1, 2, 4, 8, 16, 32, 64, 128};
-    static_assert(kSlots == 8);
-    uint64_t bits = 0;
-#pragma GCC unroll 1
-    for (int m = 0; m < kSlots; ++m) bits += uint64_t(at[m] + shift) < uint64_t(bound) ? kBit[m] : 0;
-    return uint32_t(bits);
   }
 
   void point(const int64_t* offset, int64_t shift, uint64_t valid, const T** pointers) const {
@@ -297,7 +236,7 @@ class PatchBuilder {
   const CopyRows<T> copy_rows_;
   Segment* inside_;  // those of every patch inside the image
   Run* runs_;
-  const double columns_;  // 1 / out_width: a product in double gives a position's row exactly
+  const Locator<T> locator_;
   int64_t row_step_, image_step_, inside_count_ = 0;
 };
 

@@ -1,58 +1,35 @@
 // The kernel: walks tiles of positions of a region through both stages. Included once for every instruction set.
 #pragma once
 
+#include "buffers.h"
 #include "first_stage.h"
-#include "patches.h"
-#include "row_panels.h"
-#include "second_stage.h"
 
 namespace hscc::cpu::HSCC_ISA {
 
-// Hands out cache-aligned pieces of one allocation; with a null base it only measures.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-  template <typename T>
-  T* take(int64_t count) {
-    T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    used_ += (size_t(count) * sizeof(T) + 63) / 64 * 64;
-    return piece;
-  }
-  size_t used() const { return used_; }
+// The kernel of each block by its size; for the second stage by whether Z comes from panels, too.
+template <typename T>
+struct BlockKernels {
+  DotBlock<T> dot[2][kPositions][kRows];
+  PanelBlock<T> panel[kPositions][kVectors];
+  ExpandBlock<T> expand[2][kPositions][SecondStage<T>::kMost];
 
- private:
-  char* base_;
-  size_t used_ = 0;
+  constexpr BlockKernels() : dot(), panel(), expand() {
+    for (int m = 0; m < kPositions; ++m) {
+      for (int n = 0; n < kRows; ++n) {
+        dot[0][m][n] = select_dot_block<T, false>(m + 1, n + 1);
+        dot[1][m][n] = select_dot_block<T, true>(m + 1, n + 1);
+      }
+      for (int n = 0; n < kVectors; ++n) panel[m][n] = select_panel_block<T>(m + 1, n + 1);
+      for (int n = 0; n < SecondStage<T>::kMost; ++n) {
+        expand[0][m][n] = select_expand_block<T, false>(m + 1, n + 1);
+        expand[1][m][n] = select_expand_block<T, true>(m + 1, n + 1);
+      }
+    }
+  }
 };
 
 template <typename T>
-struct Buffers {
-  const T** pointers = nullptr;
-  Segment *segments = nullptr, *inside = nullptr;
-  Run* runs = nullptr;
-  T *zeros = nullptr, *packed = nullptr, *y;
-  float *z = nullptr, *panels = nullptr, *bias;
-  typename SecondStage<T>::Z* packed_z = nullptr;
-  int32_t* inverse;
-
-  Buffers(Arena& arena, const PlanView& plan, int64_t max_rows, int64_t max_panels) {
-    if (max_rows > 0) {  // without rows no patch is read, and nothing bounds the size of one
-      const int64_t taps = plan.geometry.kernel_h * plan.geometry.kernel_w;
-      pointers = arena.take<const T*>(kMaxBlocks * taps * kSlots);
-      segments = arena.take<Segment>(kMaxBlocks * taps);
-      inside = arena.take<Segment>(taps);
-      runs = arena.take<Run>(plan.geometry.kernel_w);
-      zeros = arena.take<T>(plan.geometry.kernel_w * plan.in_channels);
-      z = arena.take<float>(kTile * padded(max_rows));
-      if (SecondStage<T>::kPacks) packed_z = arena.take<typename SecondStage<T>::Z>(kTile * padded(max_rows));
-      panels = arena.take<float>(max_panels);
-      if (packs(plan)) packed = arena.take<T>(kPositions * packed_length(plan));
-    }
-    y = arena.take<T>(kTile * plan.out_channels);
-    bias = arena.take<float>(plan.out_channels);
-    inverse = arena.take<int32_t>(plan.out_channels);
-  }
-};
+constexpr BlockKernels<T> kBlockKernels{};
 
 template <typename T>
 class RegionKernel {
@@ -66,19 +43,7 @@ class RegionKernel {
         whole_lines_(SecondStage<T>::kChannels * sizeof(T) == kLine &&
                      plan.out_channels % SecondStage<T>::kChannels == 0 &&
                      reinterpret_cast<uintptr_t>(plan.out) % kLine == 0) {
-    for (int m = 0; m < kPositions; ++m) {
-      for (int n = 0; n < kRows; ++n) {
-        dot_block_[0][m][n] = select_dot_block<T, false>(m + 1, n + 1);
-        dot_block_[1][m][n] = select_dot_block<T, true>(m + 1, n + 1);
-      }
-      for (int n = 0; n < kVectors; ++n) {
-        panel_block_[m][n] = select_panel_block<T>(m + 1, n + 1);
-      }
-      for (int n = 0; n < SecondStage<T>::kMost; ++n) {
-        expand_block_[0][m][n] = select_expand_block<T, false>(m + 1, n + 1);
-        expand_block_[1][m][n] = select_expand_block<T, true>(m + 1, n + 1);
-      }
-    }
+    for (int64_t m = 0; m < kTile; ++m) in_order_[m] = b_.y + m * plan.out_channels;
   }
 
   // ``after`` is the span that this thread runs next, without pairs if there is none.
@@ -119,6 +84,7 @@ class RegionKernel {
       broken |= (c.channel_count > 0 ? channels[0] | c.channel_count : 0) % SecondStage<T>::kChannels;
     }
     permuted_ = moved != 0;
+    target_ = permuted_ ? in_order_ : out_;
     streams_ = plan_.batch * plan_.image_size > kCached && whole_lines_ && (permuted_ ? kGathers : broken == 0);
     if (permuted_) {
       for (int64_t c = 0; c < plan_.out_channels; ++c) b_.inverse[c] = 0;  // should a channel be missing
@@ -168,7 +134,6 @@ class RegionKernel {
       if (item_->row_count == 0 || copied_) continue;
       patches_.build(block, corners_, out_, b_.segments + b * taps, b_.pointers + b * taps * kSlots);
     }
-    for (int64_t m = 0; m < end - begin; ++m) target_[m] = permuted_ ? b_.y + m * plan_.out_channels : out_[m];
   }
 
   // Z of a block is (rows, positions of the block), or from panels (positions, z_stride_); blocks follow each other.
@@ -208,7 +173,7 @@ class RegionKernel {
     const float* v = b_.panels + row * ceil_div(plan_.patch, Operand<T>::kALane);
     for (int b = first; b < last; ++b) {
       const Block<T>& block = blocks_[b];
-      panel_block_[block.positions - 1][vectors - 1](block, v, z(block, row), z_stride_);
+      kBlockKernels<T>.panel[block.positions - 1][vectors - 1](block, v, z(block, row), z_stride_);
     }
   }
 
@@ -234,7 +199,8 @@ class RegionKernel {
       const Block<T>& block = blocks_[b];
       const int64_t i = next_.begin + block.first;
       const T* ahead = pixels && i < next_.end ? new_row(i, row) : left == 0 ? out_[block.first] : next;
-      dot_block_[block.counted][block.positions - 1][count - 1](block, rows, z(block, begin), Ahead<T>{ahead, step});
+      kBlockKernels<T>.dot[block.counted][block.positions - 1][count - 1](block, rows, z(block, begin),
+                                                                          Ahead<T>{ahead, step});
     }
   }
 
@@ -282,8 +248,8 @@ class RegionKernel {
         cluster.bias = b_.bias + c.channel_start + start;
         for (int b = 0; b < block_count_; ++b) {
           const Block<T>& block = blocks_[b];
-          expand_block_[in_panels_][block.positions - 1][vectors - 1](cluster, operands[b], z_stride_,
-                                                                      target_ + block.first, offset + start, last);
+          kBlockKernels<T>.expand[in_panels_][block.positions - 1][vectors - 1](
+              cluster, operands[b], z_stride_, target_ + block.first, offset + start, last);
         }
       }
     }
@@ -317,10 +283,8 @@ class RegionKernel {
   Corners<T> corners_{};
   Block<T> blocks_[kMaxBlocks];
   T* out_[kTile];
-  T* target_[kTile];
-  DotBlock<T> dot_block_[2][kPositions][kRows];
-  PanelBlock<T> panel_block_[kPositions][kVectors];
-  ExpandBlock<T> expand_block_[2][kPositions][SecondStage<T>::kMost];
+  T* in_order_[kTile];          // rows of y, where clusters mix channels
+  T* const* target_ = nullptr;  // the one or the other
 };
 
 template <typename T>

@@ -134,7 +134,7 @@ template <typename T>
 using PanelBlock = void (*)(const Block<T>&, const float* panel, float* z, int64_t stride);
 
 template <typename T, int M = kPositions, int N = kVectors>
-PanelBlock<T> select_panel_block(int positions, int vectors) {
+constexpr PanelBlock<T> select_panel_block(int positions, int vectors) {
   if constexpr (M > 1) {
     if (positions < M) return select_panel_block<T, M - 1, N>(positions, vectors);
   }

@@ -93,7 +93,7 @@ using ExpandBlock = void (*)(const Cluster<T>&, const typename SecondStage<T>::Z
                              int64_t);
 
 template <typename T, bool kByPosition, int M = kPositions, int N = SecondStage<T>::kMost>
-ExpandBlock<T> select_expand_block(int positions, int vectors) {
+constexpr ExpandBlock<T> select_expand_block(int positions, int vectors) {
   if constexpr (M > 1) {
     if (positions < M) return select_expand_block<T, kByPosition, M - 1, N>(positions, vectors);
   }

@@ -33,7 +33,7 @@ def lowrank_conv2d(
     activation: str,
     config: Config | None = None,
 ) -> Tensor:
-    """x (N, C, H, W), bias (R, O) or None -> (N, O, Ho, Wo), channels last in memory.
+    """x (N, C, H, W), bias (O,), (R, O) or None -> (N, O, Ho, Wo), channels last in memory.
 
     A plan's first call reads its table of clusters, later ones no tensor.
     """
@@ -60,13 +60,14 @@ def lowrank_conv2d(
     )
     chip = Chip.of(x.device)
     x = x.contiguous(memory_format=torch.channels_last)
-    if bias is not None and bias.stride(1) != 1:
-        bias = bias.contiguous()  # a stride of 0 between regions is fine: one bias for all
+    if bias is not None and bias.stride(-1) != 1:
+        bias = bias.contiguous()
+    bias_stride = bias.stride(0) if bias is not None and bias.ndim == 2 else 0  # 0: all regions share one
     tensors = [t.contiguous() for t in (positions, rows, channels, work, clusters)]
     arguments = (
         x, v.contiguous(), u.contiguous(), x if bias is None else bias, *tensors, out,
         x.shape[0], *x.shape[2:], x.shape[1], out_size[1], positions.shape[0], size[1], v.shape[0],
-        rows.shape[0], u.shape[0], work.shape[0], clusters.shape[0], 0 if bias is None else bias.stride(0),
+        rows.shape[0], u.shape[0], work.shape[0], clusters.shape[0], bias_stride,
     )  # fmt: skip
     constants = specialization(problem, bias is not None, activation)
 

@@ -73,7 +73,6 @@ def call(inputs: testing.Inputs, **changes):
     """The op itself, so that no check in Python comes first."""
     x, plan, bias = inputs
     names = ("x", "v", "u", "bias", "positions", "rows", "channels", "work", "clusters", "sizes", "activation")
-    bias = None if bias is None else bias.expand(plan.regions, -1)
     values = (x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, "relu")
     return torch.ops.hscc.lowrank_conv2d_cpu(*{**dict(zip(names, values, strict=True)), **changes}.values())
 
@@ -175,6 +174,9 @@ def test_wrong_shape_or_dtype_is_an_error(name):
         ({"sizes": [3, 2, 1, 1, 1, 1, 1, 1, 7, 6]}, "v: got D = 144"),
         ({"activation": "gelu"}, "activation: got gelu"),
         ({"bias": torch.zeros(2, 7)}, "bias: got 2 x 7"),
+        ({"bias": torch.zeros(7)}, "bias: got 1 x 7"),
+        ({"x": torch.zeros(1).expand(1, 8, 2**30, 1)}, "x: got images of 1073741824 x 1 x 8, expected sides below"),
+        ({"x": torch.zeros(1).expand(1, 8, 1, 2**28)}, "x: got images of .*, expected .* rows of fewer than 2147483648"),
     ],
 )
 def test_wrong_arguments_are_errors(changes, text):

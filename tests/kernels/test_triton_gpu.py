@@ -40,8 +40,7 @@ class Layer(torch.nn.Module):
 
 def ratio(given: testing.Inputs, activation: str, config: Config | None = None) -> float:
     x, plan, bias = given
-    rows = bias.expand(plan.regions, -1) if bias is not None and bias.ndim == 1 else bias
-    got = module.lowrank_conv2d(x, plan.v, plan.u, rows, *plan.tensors, plan.sizes, activation, config)
+    got = module.lowrank_conv2d(x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, activation, config)
     return testing.error_ratio(got, testing.plain(*given, activation), testing.exact(*given, activation))
 
 

@@ -116,10 +116,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 def ratio(case, dtype: torch.dtype, seed: int = 0, config: Config | None = None) -> float:
     x, plan, bias = testing.make_inputs(case, dtype, seed)
-    expand = bias is not None and bias.ndim == 1
     got = module.lowrank_conv2d(
-        x, plan.v, plan.u, bias.expand(plan.regions, -1) if expand else bias, *plan.tensors, plan.sizes,
-        case.activation, config,
+        x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, case.activation, config,
     )  # fmt: skip
     arguments = (x, plan, bias, case.activation)
     return testing.error_ratio(got, testing.plain(*arguments), testing.exact(*arguments))
