@@ -1,35 +1,10 @@
 // The kernel: walks tiles of positions of a region through both stages. Included once for every instruction set.
 #pragma once
 
+#include "block_kernels.h"
 #include "buffers.h"
-#include "first_stage.h"
 
 namespace hscc::cpu::HSCC_ISA {
-
-// The kernel of each block by its size; for the second stage by whether Z comes from panels, too.
-template <typename T>
-struct BlockKernels {
-  DotBlock<T> dot[2][kPositions][kRows];
-  PanelBlock<T> panel[kPositions][kVectors];
-  ExpandBlock<T> expand[2][kPositions][SecondStage<T>::kMost];
-
-  constexpr BlockKernels() : dot(), panel(), expand() {
-    for (int m = 0; m < kPositions; ++m) {
-      for (int n = 0; n < kRows; ++n) {
-        dot[0][m][n] = select_dot_block<T, false>(m + 1, n + 1);
-        dot[1][m][n] = select_dot_block<T, true>(m + 1, n + 1);
-      }
-      for (int n = 0; n < kVectors; ++n) panel[m][n] = select_panel_block<T>(m + 1, n + 1);
-      for (int n = 0; n < SecondStage<T>::kMost; ++n) {
-        expand[0][m][n] = select_expand_block<T, false>(m + 1, n + 1);
-        expand[1][m][n] = select_expand_block<T, true>(m + 1, n + 1);
-      }
-    }
-  }
-};
-
-template <typename T>
-constexpr BlockKernels<T> kBlockKernels{};
 
 template <typename T>
 class RegionKernel {
@@ -212,6 +187,7 @@ class RegionKernel {
     return patches_.row_from_below(image, position, row);
   }
 
+  // Block by block, so that an output's channels are written one after the other, however many; U waits in a cache.
   void second_stage() {
     const int32_t* order = plan_.channels + item_->region * plan_.out_channels;
     for (int32_t k = 0; k < item_->cluster_count; ++k) {
@@ -219,12 +195,12 @@ class RegionKernel {
       if (c.channel_count == 0) continue;
       const int64_t offset = permuted_ ? c.channel_start : order[c.channel_start];
       const bool dense = c.u_start == kDense;
-      Cluster<T> cluster{dense ? nullptr : u_ + c.u_start,
-                         b_.bias + c.channel_start,
-                         c.rank,
-                         c.channel_count,
-                         plan_.relu,
-                         streams_ && !permuted_};
+      const Cluster<T> cluster{dense ? nullptr : u_ + c.u_start,
+                               b_.bias + c.channel_start,
+                               c.rank,
+                               c.channel_count,
+                               plan_.relu,
+                               streams_ && !permuted_};
       if (dense) {
         for (int b = 0; b < block_count_; ++b) {
           const Block<T>& block = blocks_[b];
@@ -239,19 +215,22 @@ class RegionKernel {
         operands[b] = SecondStage<T>::pack(z(block, c.row_start), z_stride_, in_panels_, c.rank, block.positions,
                                            b_.packed_z + block.first * z_stride_);
       }
-      constexpr int kChannels = SecondStage<T>::kChannels;
-      const Parts panels(ceil_div(c.channel_count, kChannels), SecondStage<T>::kMost);
-      for (int64_t i = 0; i < panels.count; ++i) {
-        const int64_t begin = panels.begin(i), vectors = panels.begin(i + 1) - begin, start = begin * kChannels;
-        const int64_t last = smaller(c.channel_count - start - (vectors - 1) * kChannels, kChannels);
-        cluster.u = u_ + c.u_start + start;
-        cluster.bias = b_.bias + c.channel_start + start;
-        for (int b = 0; b < block_count_; ++b) {
-          const Block<T>& block = blocks_[b];
-          kBlockKernels<T>.expand[in_panels_][block.positions - 1][vectors - 1](
-              cluster, operands[b], z_stride_, target_ + block.first, offset + start, last);
-        }
-      }
+      for (int b = 0; b < block_count_; ++b) expand(cluster, blocks_[b], operands[b], offset);
+    }
+  }
+
+  void expand(Cluster<T> cluster, const Block<T>& block, const typename SecondStage<T>::Z* z, int64_t offset) {
+    constexpr int kChannels = SecondStage<T>::kChannels;
+    const Parts panels(ceil_div(cluster.stride, kChannels), SecondStage<T>::kMost);
+    const T* u = cluster.u;
+    const float* bias = cluster.bias;
+    for (int64_t i = 0; i < panels.count; ++i) {
+      const int64_t vectors = panels.begin(i + 1) - panels.begin(i), start = panels.begin(i) * kChannels;
+      const int64_t last = smaller(cluster.stride - start - (vectors - 1) * kChannels, kChannels);
+      cluster.u = u + start;
+      cluster.bias = bias + start;
+      kBlockKernels<T>.expand[in_panels_][block.positions - 1][vectors - 1](
+          cluster, z, z_stride_, target_ + block.first, offset + start, last);
     }
   }
 
