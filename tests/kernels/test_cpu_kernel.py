@@ -176,7 +176,7 @@ def test_wrong_shape_or_dtype_is_an_error(name):
         ({"bias": torch.zeros(2, 7)}, "bias: got 2 x 7"),
         ({"bias": torch.zeros(7)}, "bias: got 1 x 7"),
         ({"x": torch.zeros(1).expand(1, 8, 2**30, 1)}, "x: got images of 1073741824 x 1 x 8, expected sides below"),
-        ({"x": torch.zeros(1).expand(1, 8, 1, 2**28)}, "x: got images of .*, expected .* rows of fewer than 2147483648"),
+        ({"x": torch.zeros(1).expand(1, 8, 1, 2**28)}, "x: got images of .*, expected .* rows of fewer than 2147"),
     ],
 )
 def test_wrong_arguments_are_errors(changes, text):
