@@ -72,7 +72,7 @@ def lowrank_conv2d_backward(
             if need_v:
                 d_v.index_add_(0, factor_rows, (d_z.T @ patches).to(sums))
             if need_x:
-                d_patches.index_copy_(1, place, (d_z @ v_rows).view(n, len(place), -1))
+                d_patches.index_copy_(1, place, (d_z @ v_rows).view(n, len(place), v.shape[1]))
         if need_x:
             d_x[part] = _col2im(d_patches.view(windows.shape), padded, geometry, sums)
     return d_x, d_v.to(v.dtype), d_u.to(u.dtype), d_bias.to(grad.dtype)

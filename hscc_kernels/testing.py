@@ -56,6 +56,7 @@ CASES = (
     Case("empty cluster", "more clusters than channels", (2, 4, 5, 5), 2, _same(3), ((1, 2, 1),)),
     Case("batch 0", "nothing to do", (0, 4, 6, 6), 8, _same(3), ((3,), (2,))),
     Case("one pixel", "1 x 1 image, border only", (3, 6, 1, 1), 8, _same(3), ((3,),)),
+    Case("kernel over image", "no patch inside, hardly two pixels a region", (2, 16, 4, 4), 9, _same(7), ((2,),) * 40),
     Case("pointwise", "a 1 x 1 kernel", (2, 33, 7, 9), 18, _same(1), ((6, 4), (9, 2))),
     Case(
         "stride",

@@ -81,7 +81,7 @@ inline Vec gather(const float* p, const int32_t* index, int64_t n) {
   return _mm512_mask_i32gather_ps(zero(), mask, _mm512_maskz_loadu_epi32(mask, index), p, 4);
 }
 
-// Bit m: whether 0 <= at[m] + shift < bound, for eight numbers.
+// Bit m: whether 0 <= at[m] + shift < bound, for eight numbers; bound >= 0.
 inline uint32_t below(const int32_t* at, int32_t shift, int32_t bound) {
   const __m256i shifted = _mm256_add_epi32(_mm256_loadu_si256((const __m256i*)at), _mm256_set1_epi32(shift));
   return _mm256_cmplt_epu32_mask(shifted, _mm256_set1_epi32(bound));

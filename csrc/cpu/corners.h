@@ -24,8 +24,8 @@ class Locator {
         stride_w_(int32_t(plan.geometry.stride_w)),
         pad_h_(int32_t(plan.geometry.pad_h)),
         pad_w_(int32_t(plan.geometry.pad_w)),
-        last_top_(int32_t(plan.height - (plan.geometry.kernel_h - 1) * plan.geometry.dilation_h)),
-        last_left_(int32_t(plan.width - (plan.geometry.kernel_w - 1) * plan.geometry.dilation_w)),
+        last_top_(last(plan.height, plan.geometry.kernel_h, plan.geometry.dilation_h)),
+        last_left_(last(plan.width, plan.geometry.kernel_w, plan.geometry.dilation_w)),
         out_width_(int32_t(plan.out_width)),
         channels_(int32_t(plan.in_channels)),
         row_step_(int32_t(plan.width * plan.in_channels)),
@@ -54,12 +54,17 @@ class Locator {
   // The row of the map that a position lies in: exact, as a product in double.
   int32_t row_of(int32_t position) const { return int32_t((double(position) + 0.5) * columns_); }
 
-  // Bit m: whether the patch in slot m of a block is inside the image.
+  // Bit m: whether the patch in slot m of a block is inside the image, as ``inside`` says it, too.
   uint32_t inside_mask(const Corners<T>& corners, int first) const {
     return below(corners.top + first, 0, last_top_) & below(corners.left + first, 0, last_left_);
   }
 
  private:
+  // Where patches inside the image start is below this; 0 if the image is smaller than the kernel.
+  static int32_t last(int64_t size, int64_t kernel, int64_t dilation) {
+    return int32_t(larger(size - (kernel - 1) * dilation, 0));
+  }
+
   const T* x_;
   int32_t stride_h_, stride_w_, pad_h_, pad_w_, last_top_, last_left_, out_width_, channels_, row_step_;
   int64_t image_step_;

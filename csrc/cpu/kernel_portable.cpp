@@ -58,7 +58,7 @@ inline Vec gather(const float* p, const int32_t* index, int64_t n) {
   return a;
 }
 
-// Bit m: whether 0 <= at[m] + shift < bound, for eight numbers.
+// Bit m: whether 0 <= at[m] + shift < bound, for eight numbers; bound >= 0.
 inline uint32_t below(const int32_t* at, int32_t shift, int32_t bound) {
   uint32_t bits = 0;
   for (int m = 0; m < 8; ++m) bits |= uint32_t(uint32_t(at[m]) + uint32_t(shift) < uint32_t(bound)) << m;
