@@ -54,7 +54,7 @@ class Locator {
   // The row of the map that a position lies in: exact, as a product in double.
   int32_t row_of(int32_t position) const { return int32_t((double(position) + 0.5) * columns_); }
 
-  // Bit m: whether the patch in slot m of a block is inside the image, as ``inside`` says it, too.
+  // Bit m: whether ``inside`` of slot m of a block is not null, at once for all.
   uint32_t inside_mask(const Corners<T>& corners, int first) const {
     return below(corners.top + first, 0, last_top_) & below(corners.left + first, 0, last_left_);
   }

@@ -88,7 +88,6 @@ class PatchBuilder {
         runs_(runs),
         locator_(plan) {
     row_step_ = plan.width * plan.in_channels;
-    image_step_ = plan.height * row_step_;
     if (inside == nullptr) return;
     const int64_t pieces = g_.dilation_w == 1 ? 1 : g_.kernel_w;  // without dilation a kernel row is one run
     const int64_t length = plan.patch / (g_.kernel_h * pieces);
@@ -112,7 +111,7 @@ class PatchBuilder {
     const int64_t column = position - out_row * plan_.out_width;
     const int64_t y = out_row * g_.stride_h - g_.pad_h + (g_.kernel_h - 1) * g_.dilation_h - row;
     const int64_t x = column * g_.stride_w - g_.pad_w;
-    return x_ + image * image_step_ + larger(smaller(y, plan_.height - 1), 0) * row_step_ +
+    return x_ + (image * plan_.height + larger(smaller(y, plan_.height - 1), 0)) * row_step_ +
            larger(smaller(x, plan_.width - 1), 0) * plan_.in_channels;
   }
 
@@ -237,7 +236,7 @@ class PatchBuilder {
   Segment* inside_;  // those of every patch inside the image
   Run* runs_;
   const Locator<T> locator_;
-  int64_t row_step_, image_step_, inside_count_ = 0;
+  int64_t row_step_, inside_count_ = 0;
 };
 
 }  // namespace hscc::cpu::HSCC_ISA
