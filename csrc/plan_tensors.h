@@ -14,9 +14,9 @@ namespace hscc {
 
 struct PlanTensors {
   const torch::stable::Tensor& x;
+  const std::optional<torch::stable::Tensor>& bias;
   const torch::stable::Tensor& v;  // contiguous, as u
   const torch::stable::Tensor& u;
-  const std::optional<torch::stable::Tensor>& bias;
   const torch::stable::Tensor& positions;
   const torch::stable::Tensor& rows;
   const torch::stable::Tensor& channels;

@@ -17,9 +17,9 @@ ACTIVATIONS = ("none", "relu")
 
 def check(
     x: Tensor,
+    bias: Tensor | None,
     v: Tensor,
     u: Tensor,
-    bias: Tensor | None,
     positions: Tensor,
     rows: Tensor,
     channels: Tensor,

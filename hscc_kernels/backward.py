@@ -21,10 +21,10 @@ PATCH_NUMBERS = 1 << 26  # images come in parts whose patches hold no more, unle
 
 def lowrank_conv2d_backward(
     grad: Tensor,
+    y: Tensor,
     x: Tensor,
     v: Tensor,
     u: Tensor,
-    y: Tensor,
     positions: Tensor,
     rows: Tensor,
     channels: Tensor,
@@ -34,13 +34,13 @@ def lowrank_conv2d_backward(
     activation: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (channels last), v, u and bias (R, O) from that of the output y; unneeded ones are empty."""
+    """Gradients of x (channels last), bias (R, O), v and u from that of the output y; unneeded ones are empty."""
     geometry = Geometry.unflat(sizes)
-    need_x, need_v, need_u, need_bias = needs
+    need_x, need_bias, need_v, need_u = needs
     sums = torch.promote_types(x.dtype, torch.float32)  # halves are summed in float
     d_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else x.new_empty(0)
-    shapes = zip((v.shape, u.shape, channels.shape), needs[1:], strict=True)
-    d_v, d_u, d_bias = (x.new_zeros(shape if need else (0,), dtype=sums) for shape, need in shapes)
+    shapes = zip((channels.shape, v.shape, u.shape), needs[1:], strict=True)
+    d_bias, d_v, d_u = (x.new_zeros(shape if need else (0,), dtype=sums) for shape, need in shapes)
     regions = [(item, *index, clusters_of(clusters, item)) for item, *index in regions_of(positions, rows, work)]
     images = max(1, PATCH_NUMBERS // max(1, len(positions) * v.shape[1]))
     for start in range(0, len(x), images):
@@ -75,7 +75,7 @@ def lowrank_conv2d_backward(
                 d_patches.index_copy_(1, place, (d_z @ v_rows).view(n, len(place), v.shape[1]))
         if need_x:
             d_x[part] = _col2im(d_patches.view(windows.shape), padded, geometry, sums)
-    return d_x, d_v.to(v.dtype), d_u.to(u.dtype), d_bias.to(grad.dtype)
+    return d_x, d_bias.to(grad.dtype), d_v.to(v.dtype), d_u.to(u.dtype)
 
 
 def padded_nhwc(x: Tensor, geometry: Geometry) -> Tensor:

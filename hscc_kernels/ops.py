@@ -16,42 +16,41 @@ from . import _extension, arguments, backward, reference  # noqa: F401  (loading
 BACKENDS = ("triton", "cpu", "reference")
 
 _SCHEMA = (
-    "(Tensor x, Tensor v, Tensor u, Tensor? bias, Tensor positions, Tensor rows, Tensor channels, Tensor work, "
+    "(Tensor x, Tensor? bias, Tensor v, Tensor u, Tensor positions, Tensor rows, Tensor channels, Tensor work, "
     "Tensor clusters, int[] sizes, str activation) -> Tensor"
 )
 _BACKWARD_SCHEMA = (
-    "(Tensor grad, Tensor x, Tensor v, Tensor u, Tensor y, Tensor positions, Tensor rows, Tensor channels, "
+    "(Tensor grad, Tensor y, Tensor x, Tensor v, Tensor u, Tensor positions, Tensor rows, Tensor channels, "
     "Tensor work, Tensor clusters, int[] sizes, str activation, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def _fake(x, v, u, bias, positions, rows, channels, work, clusters, sizes: Sequence[int], activation) -> Tensor:
-    arguments.check(x, v, u, bias, positions, rows, channels, work, clusters, sizes, activation)
+def _fake(x, bias, v, u, positions, rows, channels, work, clusters, sizes: Sequence[int], activation) -> Tensor:
+    arguments.check(x, bias, v, u, positions, rows, channels, work, clusters, sizes, activation)
     size = (x.shape[0], channels.shape[1], sizes[-2], sizes[-1])
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _backward_fake(grad, x, v, u, y, positions, rows, channels, work, clusters, sizes, activation, needs):
-    shapes = (x.shape, v.shape, u.shape, channels.shape)
+def _backward_fake(grad, y, x, v, u, positions, rows, channels, work, clusters, sizes, activation, needs):
+    shapes = (x.shape, channels.shape, v.shape, u.shape)
     d_x, *rest = (x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
     return d_x.contiguous(memory_format=torch.channels_last) if needs[0] else d_x, *rest
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, v, u, bias, *index, sizes, activation = inputs
-    ctx.save_for_backward(x, v, u, output if activation != "none" else output.new_empty(0), *index)
+    x, bias, *factors_and_index, sizes, activation = inputs
+    ctx.save_for_backward(output if activation != "none" else output.new_empty(0), x, *factors_and_index)
     ctx.bias_ndim, ctx.sizes, ctx.activation = 0 if bias is None else bias.ndim, sizes, activation
 
 
 def _backward(ctx, grad: Tensor):
-    x, v, u, y, *index = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:4])
-    needs[3] = needs[3] and ctx.bias_ndim > 0
-    gradients = torch.ops.hscc.lowrank_conv2d_backward(grad, x, v, u, y, *index, ctx.sizes, ctx.activation, needs)
-    d_x, d_v, d_u, d_bias = (g if need else None for g, need in zip(gradients, needs, strict=True))
-    if needs[3] and ctx.bias_ndim == 1:  # shared by all regions
+    needs[1] = needs[1] and ctx.bias_ndim > 0
+    gradients = torch.ops.hscc.lowrank_conv2d_backward(grad, *ctx.saved_tensors, ctx.sizes, ctx.activation, needs)
+    d_x, d_bias, d_v, d_u = (g if need else None for g, need in zip(gradients, needs, strict=True))
+    if needs[1] and ctx.bias_ndim == 1:  # shared by all regions
         d_bias = d_bias.sum(0)
-    return d_x, d_v, d_u, d_bias, *(None,) * (len(index) + 2)
+    return d_x, d_bias, d_v, d_u, *(None,) * (len(ctx.needs_input_grad) - 4)
 
 
 def _refuse_double_backward(ctx, *gradients):
@@ -62,13 +61,13 @@ def _autocast(device: str, backend: str):
     """The op under autocast: floating tensors but those of float64 are cast, as PyTorch does for a convolution."""
     op = getattr(torch.ops.hscc, f"lowrank_conv2d_{backend}").default
 
-    def run(x, v, u, bias, *rest):
+    def run(x, bias, v, u, *rest):
         wanted = x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(device)
         dtype = torch.float32 if backend == "cpu" and wanted == torch.float16 else wanted  # it has no float16
         with torch.autocast(device, enabled=False):
             if x.dtype != torch.float64:
-                x, v, u, bias = (t if t is None or not t.is_floating_point() else t.to(dtype) for t in (x, v, u, bias))
-            return op(x, v, u, bias, *rest).to(wanted)
+                x, bias, v, u = (t if t is None or not t.is_floating_point() else t.to(dtype) for t in (x, bias, v, u))
+            return op(x, bias, v, u, *rest).to(wanted)
 
     return run
 

@@ -105,6 +105,9 @@ class PackedPlan(NamedTuple):
         channels: (R, O) int32, each region's output channels, cluster after cluster.
         work: (R, 8) int32, the work list: a :class:`WorkItem` a row, dearest position first.
         clusters: (K, 5) int32, a :class:`ClusterItem` a row.
+        sizes: ten ints, the geometry's eight and the output's height and width.
+
+    These are the op's arguments between bias and activation, in its order: ``op(x, bias, *plan, activation)``.
     """
 
     v: Tensor
@@ -114,8 +117,15 @@ class PackedPlan(NamedTuple):
     channels: Tensor
     work: Tensor
     clusters: Tensor
-    geometry: Geometry
-    out_size: tuple[int, int]
+    sizes: tuple[int, ...]
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.unflat(self.sizes)
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        return self.sizes[-2:]
 
     @property
     def in_channels(self) -> int:
@@ -130,15 +140,9 @@ class PackedPlan(NamedTuple):
         return self.channels.shape[0]
 
     @property
-    def sizes(self) -> list[int]:
-        """The ten ints of the op's schema: the geometry's and the output size."""
-        kernel, stride, padding, dilation = self.geometry  # not flat(): with cold caches each call in Python costs
-        return [*kernel, *stride, *padding, *dilation, *self.out_size]
-
-    @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The index tensors in the order of the op's schema."""
-        return self.positions, self.rows, self.channels, self.work, self.clusters
+        """The index tensors, in order."""
+        return self[2:7]
 
     @classmethod
     def pack(cls, v: Tensor, regions: Sequence[RegionFactors], labels: Tensor, geometry: Geometry) -> PackedPlan:
@@ -176,8 +180,7 @@ class PackedPlan(NamedTuple):
             channels=torch.stack(channels).to(**index),
             work=torch.tensor([table[r] for r in order], **index),
             clusters=torch.tensor(clusters, **index).view(-1, len(ClusterItem._fields)),
-            geometry=geometry,
-            out_size=(0, 0),
+            sizes=(*geometry.flat(), 0, 0),
         )
         return plan.mapped(labels).validate()
 
@@ -194,7 +197,7 @@ class PackedPlan(NamedTuple):
         work[:, 2] = counts.to(work)[region]
         order = _walk(labels, self.geometry, self.v.shape[1])
         positions = order[flat[order].argsort(stable=True)].to(self.rows)
-        return self._replace(positions=positions, work=work, out_size=tuple(labels.shape))
+        return self._replace(positions=positions, work=work, sizes=(*self.sizes[:-2], *labels.shape))
 
     def to(self, *args, **kwargs) -> PackedPlan:
         """Like ``Tensor.to``; a dtype changes only the factors."""
@@ -220,6 +223,8 @@ class PackedPlan(NamedTuple):
 
     def validate(self) -> PackedPlan:
         """Checks every index (reads the tensors, so it is not for a warm forward); returns the plan itself."""
+        ints = len(self.sizes) == 10 and all(isinstance(n, int) for n in self.sizes)
+        _expect("sizes", ints, self.sizes, "ten ints")
         _expect("v", self.v.ndim == 2 and self.v.is_floating_point(), self.v.shape, "floating (q, D)")
         taps = self.geometry.kernel[0] * self.geometry.kernel[1]
         _expect("v", self.v.shape[1] % taps == 0, self.v.shape, f"D a multiple of {taps} taps")

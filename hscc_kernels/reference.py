@@ -17,9 +17,9 @@ from .plan import DENSE, ClusterItem, Geometry, WorkItem
 
 def lowrank_conv2d(
     x: Tensor,
+    bias: Tensor | None,
     v: Tensor,
     u: Tensor,
-    bias: Tensor | None,
     positions: Tensor,
     rows: Tensor,
     channels: Tensor,

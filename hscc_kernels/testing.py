@@ -209,7 +209,7 @@ def exact(x: Tensor, plan: PackedPlan, bias: Tensor | None, activation: str) -> 
 
 def plain(x: Tensor, plan: PackedPlan, bias: Tensor | None, activation: str) -> Tensor:
     """The reference in the inputs' own dtype, differentiable: what plain PyTorch would give."""
-    return reference.lowrank_conv2d(x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, activation)
+    return reference.lowrank_conv2d(x, bias, *plan, activation)
 
 
 def error_ratio(got: Tensor, plain: Tensor, exact: Tensor) -> float:

@@ -103,7 +103,7 @@ std::string take(StringHandle handle) {
   return {data, length};
 }
 
-Tensor lowrank_conv2d(const Tensor& x, const Tensor& v, const Tensor& u, const std::optional<Tensor>& bias,
+Tensor lowrank_conv2d(const Tensor& x, const std::optional<Tensor>& bias, const Tensor& v, const Tensor& u,
                       const Tensor& positions, const Tensor& rows, const Tensor& channels, const Tensor& work,
                       const Tensor& clusters, const std::vector<int64_t>& sizes, StringHandle activation_handle) {
   const std::string activation = take(activation_handle);
@@ -111,7 +111,7 @@ Tensor lowrank_conv2d(const Tensor& x, const Tensor& v, const Tensor& u, const s
   const Tensor v_packed = v.is_contiguous() ? v : torch::stable::contiguous(v);
   const Tensor u_packed = u.is_contiguous() ? u : torch::stable::contiguous(u);
   PlanView plan =
-      view_plan({x, v_packed, u_packed, bias, positions, rows, channels, work, clusters, sizes, activation});
+      view_plan({x, bias, v_packed, u_packed, positions, rows, channels, work, clusters, sizes, activation});
   const int32_t dtype = plan.bfloat16 ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32();
   Tensor out = empty_nhwc(plan.batch, plan.out_channels, plan.out_height, plan.out_width, dtype);
   if (out.numel() == 0) return out;

@@ -21,9 +21,9 @@ _largest_slices = WeakTensorKeyDictionary()  # a table of clusters -> rows of it
 
 def lowrank_conv2d(
     x: Tensor,
+    bias: Tensor | None,
     v: Tensor,
     u: Tensor,
-    bias: Tensor | None,
     positions: Tensor,
     rows: Tensor,
     channels: Tensor,
@@ -37,7 +37,7 @@ def lowrank_conv2d(
 
     A plan's first call reads its table of clusters, later ones no tensor.
     """
-    check(x, v, u, bias, positions, rows, channels, work, clusters, sizes, activation)
+    check(x, bias, v, u, positions, rows, channels, work, clusters, sizes, activation)
     geometry, out_size = Geometry.unflat(sizes), tuple(sizes[-2:])
     size = (x.shape[0], channels.shape[1], *out_size)
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

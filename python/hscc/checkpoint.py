@@ -163,11 +163,11 @@ def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | S
 def _build_factors(tensors: list[Tensor], layer: dict) -> HSCConv2d:
     v, u, bias, *index = tensors
     try:
-        geometry, out_size = Geometry.unflat(layer["geometry"]), tuple(layer["out_size"])
+        sizes = (*Geometry.unflat(layer["geometry"]).flat(), *layer["out_size"])
         options = {name: layer[name] for name in ("padding", "padding_mode", "activation")}
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"got damaged hscc metadata ({error!r}), expected a layer's geometry") from error
-    plan = PackedPlan(v, u, *index, geometry, out_size).validate()
+    plan = PackedPlan(v, u, *index, sizes).validate()
     if bias.shape != plan.channels.shape or bias.dtype != v.dtype:
         raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {v.dtype} {tuple(plan.channels.shape)}")
     return HSCConv2d(plan, bias, **options)

@@ -46,15 +46,14 @@ class HSCConv2d(nn.Module):
         activation: str = "none",
     ) -> None:
         super().__init__()
-        self.geometry = plan.geometry
-        self.out_size = tuple(plan.out_size)
+        self.sizes, self.geometry, self.out_size = plan.sizes, plan.geometry, plan.out_size
         self.in_channels = plan.in_channels
         self.out_channels = plan.out_channels
         self.padding, self.padding_mode, self.activation = tuple(padding), padding_mode, activation
         self.v, self.u, self.bias = nn.Parameter(plan.v), nn.Parameter(plan.u), nn.Parameter(bias)
         for name in _INDEX:
             self.register_buffer(name, getattr(plan, name))
-        self._resized: dict[tuple[int, int], PackedPlan] = {}
+        self._resized: dict[tuple[int, int], tuple[Tensor, Tensor, tuple[int, ...]]] = {}
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, regions: Sequence[RegionFactors], v: Tensor, bias: Tensor, labels: Tensor):
@@ -87,7 +86,7 @@ class HSCConv2d(nn.Module):
     def plan(self) -> PackedPlan:
         """The plan for the calibrated size, on the layer's own tensors."""
         buffers = self._buffers  # at half the price of seven attributes
-        return PackedPlan(self.v, self.u, *[buffers[name] for name in _INDEX], self.geometry, self.out_size)
+        return PackedPlan(self.v, self.u, *[buffers[name] for name in _INDEX], self.sizes)
 
     def prepare(self, height: int, width: int) -> None:
         """Makes the layer ready for inputs of this size (before padding by ``padding_mode``)."""
@@ -111,9 +110,9 @@ class HSCConv2d(nn.Module):
             if min(size) < 1:
                 raise ValueError(f"x: got {height} x {width}, expected at least the kernel's size")
             resized = plan.mapped(_resize(region_labels(plan), size))
-            self._resized[size] = (resized.positions, resized.work)
-        positions, work = self._resized[size]
-        return PackedPlan(self.v, self.u, positions, self.rows, self.channels, work, self.clusters, self.geometry, size)
+            self._resized[size] = resized.positions, resized.work, resized.sizes
+        positions, work, sizes = self._resized[size]
+        return PackedPlan(self.v, self.u, positions, self.rows, self.channels, work, self.clusters, sizes)
 
     def _apply(self, fn, recurse=True):
         self._resized.clear()  # its tensors are no buffers, so a move to another device must not miss them

@@ -72,9 +72,8 @@ def test_unknown_instruction_set_is_an_error():
 def call(inputs: testing.Inputs, **changes):
     """The op itself, so that no check in Python comes first."""
     x, plan, bias = inputs
-    names = ("x", "v", "u", "bias", "positions", "rows", "channels", "work", "clusters", "sizes", "activation")
-    values = (x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, "relu")
-    return torch.ops.hscc.lowrank_conv2d_cpu(*{**dict(zip(names, values, strict=True)), **changes}.values())
+    arguments = {"x": x, "bias": bias, **plan._asdict(), "activation": "relu", **changes}
+    return torch.ops.hscc.lowrank_conv2d_cpu(*arguments.values())
 
 
 @pytest.mark.parametrize("isa", ["avx512bf16", "avx512", "avx2", "portable"])

@@ -53,7 +53,7 @@ def test_every_backend_refuses_by_itself(backend: str, change: dict) -> None:
     x, bias, activation = arguments.values()
     op = getattr(torch.ops.hscc, f"lowrank_conv2d_{backend}")
     with pytest.raises((TypeError, ValueError, RuntimeError), match=r"got .*, expected "):
-        op(x, PLAN.v, PLAN.u, bias, *PLAN.tensors, PLAN.sizes, activation)
+        op(x, bias, *PLAN, activation)
     with pytest.raises((TypeError, ValueError), match=r"got .*, expected "):
         lowrank_conv2d(x, PLAN, bias, activation=activation, backend=backend)
 

@@ -25,7 +25,7 @@ def names(case) -> str:
 
 
 def call(x, plan, bias, activation="none"):
-    return reference.lowrank_conv2d(x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, activation)
+    return reference.lowrank_conv2d(x, bias, *plan, activation)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -71,14 +71,12 @@ def test_each_region_is_its_own_dense_convolution(case) -> None:
 def test_backward_formula_is_the_derivative(case) -> None:
     x, plan, bias = make_inputs(case, torch.float64)
     bias = torch.zeros(plan.regions, case.out_channels).double() if bias is None else bias.expand(plan.regions, -1)
-    leaves = [t.clone().requires_grad_() for t in (x, plan.v, plan.u, bias)]
-    leafy = plan._replace(v=leaves[1], u=leaves[2])
-    y = call(leaves[0], leafy, leaves[3], case.activation)
+    leaves = [t.clone().requires_grad_() for t in (x, bias, plan.v, plan.u)]
+    leafy = plan._replace(v=leaves[2], u=leaves[3])
+    y = call(leaves[0], leafy, leaves[1], case.activation)
     grad = torch.randn_like(y)
     expected = torch.autograd.grad(y, leaves, grad, allow_unused=True)
-    got = lowrank_conv2d_backward(
-        grad, x, plan.v, plan.u, y.detach(), *plan.tensors, plan.sizes, case.activation, [True] * 4
-    )
+    got = lowrank_conv2d_backward(grad, y.detach(), x, *plan, case.activation, [True] * 4)
     for mine, theirs, leaf in zip(got, expected, leaves, strict=True):
         torch.testing.assert_close(mine, torch.zeros_like(leaf) if theirs is None else theirs)
 
@@ -87,7 +85,7 @@ def test_backward_of_images_in_parts(monkeypatch) -> None:
     case = next(c for c in CASES if c.name == "clusters")._replace(shape=(5, 2, 9, 7))
     x, plan, _ = make_inputs(case, torch.float64)
     y = plain(x, plan, None, "relu")
-    arguments = torch.randn_like(y), x, plan.v, plan.u, y, *plan.tensors, plan.sizes, "relu", [True] * 4
+    arguments = torch.randn_like(y), y, x, *plan, "relu", [True] * 4
     whole = lowrank_conv2d_backward(*arguments)
     patches = len(plan.positions) * plan.v.shape[1]
     for images in (0, 1, 2):
@@ -100,7 +98,7 @@ def test_backward_skips_what_is_not_needed() -> None:
     y = plain(x, plan, bias, "none")
     for index in range(4):
         needs = [i == index for i in range(4)]
-        grads = lowrank_conv2d_backward(y, x, plan.v, plan.u, y, *plan.tensors, plan.sizes, "none", needs)
+        grads = lowrank_conv2d_backward(y, y, x, *plan, "none", needs)
         assert [g.numel() > 0 for g in grads] == needs
 
 

@@ -29,11 +29,11 @@ def samples(op: str):
         x, plan, bias = make_inputs(case, torch.float32)
         if op == "lowrank_conv2d_backward":
             y = plain(x, plan, bias, case.activation)
-            yield (y, x, plan.v, plan.u, y, *plan.tensors, plan.sizes, case.activation, [True, False, True, True])
+            yield (y, y, x, *plan, case.activation, [True, True, False, True])
         elif op.startswith("lowrank_conv2d_"):
-            yield (x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, case.activation)
-            leaves = (t.clone().requires_grad_() for t in (x, plan.v, plan.u))
-            yield (*leaves, bias, *plan.tensors, plan.sizes, case.activation)
+            yield (x, bias, *plan, case.activation)
+            x, v, u = (t.clone().requires_grad_() for t in (x, plan.v, plan.u))
+            yield (x, bias, *plan._replace(v=v, u=u), case.activation)
         elif op == "_build_info":
             yield ()
             return

@@ -40,7 +40,7 @@ class Layer(torch.nn.Module):
 
 def ratio(given: testing.Inputs, activation: str, config: Config | None = None) -> float:
     x, plan, bias = given
-    got = module.lowrank_conv2d(x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, activation, config)
+    got = module.lowrank_conv2d(x, bias, *plan, activation, config)
     return testing.error_ratio(got, testing.plain(*given, activation), testing.exact(*given, activation))
 
 

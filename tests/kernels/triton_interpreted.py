@@ -116,9 +116,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 def ratio(case, dtype: torch.dtype, seed: int = 0, config: Config | None = None) -> float:
     x, plan, bias = testing.make_inputs(case, dtype, seed)
-    got = module.lowrank_conv2d(
-        x, plan.v, plan.u, bias, *plan.tensors, plan.sizes, case.activation, config,
-    )  # fmt: skip
+    got = module.lowrank_conv2d(x, bias, *plan, case.activation, config)
     arguments = (x, plan, bias, case.activation)
     return testing.error_ratio(got, testing.plain(*arguments), testing.exact(*arguments))
 
@@ -239,14 +237,13 @@ def test_a_broken_plan_is_survived(name: str, case: str) -> None:
     x, plan, bias = testing.make_inputs(CASES[case], torch.float32)
     generator = torch.Generator().manual_seed(0)
     for low, high in ((-(2**31), 2**31), (-3, 40)):
-        tensors = {n: getattr(plan, n) for n in ("positions", "rows", "channels", "work", "clusters")}
-        broken = torch.randint(low, high, tensors[name].shape, generator=generator).int()
+        broken = torch.randint(low, high, getattr(plan, name).shape, generator=generator).int()
         if name == "work":
             broken[:, 2].clamp_(max=200)  # a count beyond the memory is only slow, but very slow
             broken[:, 6].clamp_(max=200)
         if name == "clusters":
             broken[:, 3].clamp_(max=200)
-        module.lowrank_conv2d(x, plan.v, plan.u, bias, *(tensors | {name: broken}).values(), plan.sizes, "relu", LARGE)
+        module.lowrank_conv2d(x, bias, *plan._replace(**{name: broken}), "relu", LARGE)
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -257,9 +254,9 @@ def test_wrong_shapes_are_refused() -> None:
         ({"u": plan.u.half()}, "u: got torch.float16"),
         ({"positions": plan.positions[1:]}, "positions: got shape"),
     ):
-        arguments = {"x": x, "v": plan.v, "u": plan.u, "bias": bias, "positions": plan.positions} | kwargs
+        arguments = {"x": x, "bias": bias, **plan._asdict(), "activation": "none"} | kwargs
         with pytest.raises((TypeError, ValueError), match=message):
-            module.lowrank_conv2d(*arguments.values(), *plan.tensors[1:], plan.sizes, "none")
+            module.lowrank_conv2d(*arguments.values())
 
 
 def test_layers_of_real_width(poison) -> None:
