@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from . import ops  # noqa: F401  (registers the ops)
 from .dispatch import resolve
 
 _CPU = torch.ops.hscc.lowrank_conv2d_cpu.default
+_PROJECT = torch.ops.hscc.project_cpu.default
 
 
 def project(x: Tensor, matrix: Tensor) -> Tensor:
@@ -25,7 +27,7 @@ def project(x: Tensor, matrix: Tensor) -> Tensor:
         return project(x[None], matrix)[0]
     last = x.is_contiguous(memory_format=torch.channels_last)
     if x.is_cpu and (last or (matrix.shape[1] == 1 and x.is_contiguous())) and _takes(x, matrix):
-        return torch.ops.hscc.project_cpu.default(x, matrix)
+        return _PROJECT(x, matrix) if is_dynamo_compiling() else _PROJECT._op(x, matrix)  # as in functional.py
     if not last:
         matrices = matrix.T.expand(x.shape[0], -1, -1)  # for bmm, as matmul would copy them
         return torch.bmm(matrices, x.flatten(2)).unflatten(2, x.shape[2:])
