@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors
 from hscc_kernels.testing import CASES, make_inputs, plain
 
-_, PLAN, _ = make_inputs(next(c for c in CASES if c.name == "clusters"), torch.float32)
+CASE = next(c for c in CASES if c.name == "clusters")
+_, PLAN, _ = make_inputs(CASE, torch.float32)
 
 
 def changed(name: str, index: tuple, value: int) -> PackedPlan:
@@ -36,6 +37,8 @@ def changed(name: str, index: tuple, value: int) -> PackedPlan:
         (PLAN._replace(rows=PLAN.rows.long()), "plan.rows: got torch.int64, expected torch.int32"),
         (PLAN._replace(u=PLAN.u.double()), "plan.u: got torch.float64"),
         (PLAN._replace(v=PLAN.v[:, 1:]), "plan.v"),
+        (PLAN._replace(sizes=PLAN.sizes[1:]), "plan.sizes: got .*, expected ten ints"),
+        (PLAN._replace(sizes=(*PLAN.sizes[1:], "7")), "plan.sizes: got .*, expected ten ints"),
     ],
 )
 def test_validation(plan: PackedPlan, match: str) -> None:
@@ -65,6 +68,13 @@ def test_flops_as_counted_by_torch(case) -> None:
     with FlopCounterMode(display=False) as counter:
         plain(x, plan, bias, case.activation)
     assert counter.get_total_flops() == case.shape[0] * plan.flops()
+
+
+def test_fields_are_the_arguments_of_the_op() -> None:
+    schema = torch.ops.hscc.lowrank_conv2d_cpu.default._schema
+    assert [argument.name for argument in schema.arguments] == ["x", "bias", *PackedPlan._fields, "activation"]
+    assert PLAN.geometry == CASE.geometry
+    assert PLAN.out_size == PLAN.geometry.out_size(*CASE.shape[2:])
 
 
 def test_mapped_moves_the_regions() -> None:
