@@ -41,9 +41,9 @@ def lowrank_conv2d(
     """
     try:  # every op refuses what does not fit before it computes; asking first would cost as much as the call
         op = resolve(x, backend)
-        if is_dynamo_compiling():
+        if is_dynamo_compiling():  # it cannot trace the question about inference mode below
             return op(x, bias, *plan, activation)
-        op = op._op  # with cold caches OpOverload.__call__, which does no more than this, takes 7 us on a Skylake
+        op = op._op  # all that OpOverload.__call__ calls; a frame of Python is dear while caches are cold
         if is_inference_mode_enabled() or is_grad_enabled() or is_compiling():
             return op(x, bias, *plan, activation)
         with torch._C._AutoDispatchBelowAutograd():  # torch.library's autograd is Python, called without gradients, too

@@ -223,8 +223,10 @@ class PackedPlan(NamedTuple):
 
     def validate(self) -> PackedPlan:
         """Checks every index (reads the tensors, so it is not for a warm forward); returns the plan itself."""
-        ints = len(self.sizes) == 10 and all(isinstance(n, int) for n in self.sizes)
-        _expect("sizes", ints, self.sizes, "ten ints")
+        least = (1, 1, 1, 1, 0, 0, 1, 1, 0, 0)  # kernel, stride, padding, dilation, output
+        fits = len(self.sizes) == len(least)
+        fits = fits and all(isinstance(n, int) and n >= m for n, m in zip(self.sizes, least, strict=True))
+        _expect("sizes", fits, self.sizes, f"ten ints, at least {least}")
         _expect("v", self.v.ndim == 2 and self.v.is_floating_point(), self.v.shape, "floating (q, D)")
         taps = self.geometry.kernel[0] * self.geometry.kernel[1]
         _expect("v", self.v.shape[1] % taps == 0, self.v.shape, f"D a multiple of {taps} taps")

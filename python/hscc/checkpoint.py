@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hscc_kernels import Geometry, PackedPlan
+from hscc_kernels import PackedPlan
 
 from .chains import ConvChain
 from .layer import HSCConv2d
@@ -163,9 +163,9 @@ def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | S
 def _build_factors(tensors: list[Tensor], layer: dict) -> HSCConv2d:
     v, u, bias, *index = tensors
     try:
-        sizes = (*Geometry.unflat(layer["geometry"]).flat(), *layer["out_size"])
+        sizes = (*layer["geometry"], *layer["out_size"])
         options = {name: layer[name] for name in ("padding", "padding_mode", "activation")}
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"got damaged hscc metadata ({error!r}), expected a layer's geometry") from error
     plan = PackedPlan(v, u, *index, sizes).validate()
     if bias.shape != plan.channels.shape or bias.dtype != v.dtype:

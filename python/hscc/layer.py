@@ -53,7 +53,7 @@ class HSCConv2d(nn.Module):
         self.v, self.u, self.bias = nn.Parameter(plan.v), nn.Parameter(plan.u), nn.Parameter(bias)
         for name in _INDEX:
             self.register_buffer(name, getattr(plan, name))
-        self._resized: dict[tuple[int, int], tuple[Tensor, Tensor, tuple[int, ...]]] = {}
+        self._resized: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # positions and work by output size
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, regions: Sequence[RegionFactors], v: Tensor, bias: Tensor, labels: Tensor):
@@ -110,8 +110,8 @@ class HSCConv2d(nn.Module):
             if min(size) < 1:
                 raise ValueError(f"x: got {height} x {width}, expected at least the kernel's size")
             resized = plan.mapped(_resize(region_labels(plan), size))
-            self._resized[size] = resized.positions, resized.work, resized.sizes
-        positions, work, sizes = self._resized[size]
+            self._resized[size] = resized.positions, resized.work
+        (positions, work), sizes = self._resized[size], (*self.sizes[:-2], *size)
         return PackedPlan(self.v, self.u, positions, self.rows, self.channels, work, self.clusters, sizes)
 
     def _apply(self, fn, recurse=True):

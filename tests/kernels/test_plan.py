@@ -39,6 +39,7 @@ def changed(name: str, index: tuple, value: int) -> PackedPlan:
         (PLAN._replace(v=PLAN.v[:, 1:]), "plan.v"),
         (PLAN._replace(sizes=PLAN.sizes[1:]), "plan.sizes: got .*, expected ten ints"),
         (PLAN._replace(sizes=(*PLAN.sizes[1:], "7")), "plan.sizes: got .*, expected ten ints"),
+        (PLAN._replace(sizes=(0, *PLAN.sizes[1:])), "plan.sizes: got .*, expected ten ints, at least"),
     ],
 )
 def test_validation(plan: PackedPlan, match: str) -> None:
