@@ -31,8 +31,9 @@ def choose(problem: Problem, chip: Chip, launch: Callable[[Config], None], out: 
         return _chosen[key]
     options = candidates(problem, chip)
     stored = _read().get(key)
-    if stored is not None and Config(*stored) in options:
-        _chosen[key] = Config(*stored)
+    known = next((option for option in options if list(option) == stored), None)
+    if known is not None:
+        _chosen[key] = known
     elif not out.is_cuda or len(options) == 1 or os.environ.get("HSCC_AUTOTUNE") != "1":
         _chosen[key] = options[0]
     elif torch.cuda.is_current_stream_capturing():

@@ -11,7 +11,10 @@ from ..plan import Geometry
 
 
 class Config(NamedTuple):
-    """A tile: BP (image, position) pairs, a window of BR rows, BK patch elements a step, BO output channels a store."""
+    """A tile: BP (image, position) pairs, a window of BR rows, BK patch elements a step, BO output channels a store.
+
+    resident: programs of a multiprocessor at a time; they share its registers.
+    """
 
     BP: int
     BR: int
@@ -19,45 +22,50 @@ class Config(NamedTuple):
     BO: int
     num_warps: int
     num_stages: int
+    resident: int = 1
 
     def meta(self, hip: bool = False) -> dict[str, int]:
         """Keyword arguments of a launch."""
+        *_, warps, stages, resident = self
+        tile = {name: getattr(self, name) for name in ("BP", "BR", "BK", "BO")}
         if hip:
             # A wave has 64 lanes and up to 512 registers each, a program 64 KiB of shared memory.
-            return {**self._asdict(), "num_warps": 4, "num_stages": 2 if self.BR < 256 else 1}
+            return {**tile, "num_warps": 4, "num_stages": 2 if self.BR < 256 else 1}
         # Without a cap ptxas would rather spill a few registers of a small tile than have fewer programs resident.
-        return {**self._asdict(), "maxnreg": 255}
+        registers = min(255, 65536 // (32 * warps * resident) // 8 * 8)
+        return {**tile, "num_warps": warps, "num_stages": stages, "maxnreg": registers}
 
 
 class Problem(NamedTuple):
-    """What the host knows of a call without reading a tensor.
+    """What the host knows of a call without reading a tensor, and of its plan from the first call on.
 
     pairs: images times positions. rows: of all regions; pool: rows of V. slice_rows: of the largest low-rank slice,
-    None where nobody has read it. dense: a region may have a dense cluster. wide: offsets within a tile need 64 bits.
+    None where nobody has read it. one_cluster: each region is one low-rank cluster, its channels in order. wide:
+    offsets within a tile need 64 bits.
     """
 
     dtype: torch.dtype
     in_channels: int
-    out_channels: int
     geometry: Geometry
     pairs: int
     regions: int
     clusters: int
     rows: int
     pool: int
+    out_channels: int
     slice_rows: int | None = None
-    dense: bool = False
+    one_cluster: bool = False
     wide: bool = False
-
-    @property
-    def one_cluster(self) -> bool:
-        """Each region is one low-rank cluster: addresses of U and of the output are aligned."""
-        return self.clusters == self.regions and not self.dense
 
     @property
     def whole_row(self) -> bool:
         """Few channels: a step takes a run of a kernel row, (kw, C), instead of one tap's channels."""
         return self.in_channels < 16 and self.geometry.dilation[1] == 1
+
+    def in_order(self, config: Config) -> bool:
+        """The kernel's short way: a window a region, stores in order. In fp32, the window would fill the registers."""
+        fits = self.one_cluster and self.slice_rows <= config.BR
+        return fits and not self.wide and self.dtype != torch.float32
 
 
 class Chip(NamedTuple):
@@ -73,8 +81,8 @@ class Chip(NamedTuple):
         return INTERPRETER if device.type == "cpu" else _of_gpu(device)
 
     def programs(self, config: Config) -> int:
-        """A persistent grid, all of it resident: 8 warps a multiprocessor at up to 255 registers a thread."""
-        return self.multiprocessors * max(1, 8 // config.num_warps)
+        """A persistent grid, all of it resident."""
+        return self.multiprocessors * config.resident
 
 
 INTERPRETER = Chip("interpreter", 1)
@@ -92,17 +100,31 @@ def _of_gpu(device: torch.device) -> Chip:
 HALF = (
     Config(256, 16, 64, 32, 8, 3),
     Config(256, 32, 64, 32, 8, 3),
-    Config(32, 32, 64, 64, 4, 3),
+    Config(32, 32, 64, 64, 4, 3, 2),
     Config(128, 64, 64, 64, 8, 4),
-    Config(32, 64, 64, 64, 4, 3),
+    Config(32, 64, 64, 64, 4, 3, 2),
     Config(64, 128, 64, 64, 8, 3),
     Config(32, 256, 64, 64, 8, 2),
     Config(32, 512, 32, 32, 8, 2),
 )
-# Two programs a multiprocessor, or one of twice the height: only the warpgroup product leaves registers for it.
+# Warpgroup products read both operands from shared memory: registers are left for taller tiles or more programs. Low
+# tiles wait for memory, so they fetch more at a time.
 HOPPER = (
+    Config(256, 16, 64, 64, 8, 3, 2),
+    Config(64, 16, 128, 64, 4, 4, 2),
+    Config(128, 32, 64, 64, 8, 4, 2),
+    Config(32, 32, 128, 64, 4, 4, 2),
     Config(256, 64, 64, 64, 8, 3),
-    Config(128, 64, 64, 64, 4, 3),
+    Config(128, 64, 64, 64, 8, 3, 2),
+    Config(64, 64, 64, 64, 4, 4, 3),
+    Config(32, 64, 128, 64, 4, 4, 2),
+    Config(128, 128, 64, 64, 8, 4),
+    Config(64, 128, 64, 64, 4, 3, 2),
+    Config(32, 128, 64, 64, 4, 4, 2),
+    Config(128, 256, 64, 64, 8, 3),
+    Config(64, 256, 64, 32, 4, 3),
+    Config(32, 256, 64, 64, 8, 3),
+    Config(32, 512, 32, 32, 8, 2),
 )
 # Permuted stores hold an address for each pixel of a thread, wide offsets two registers, so tiles are lower.
 SCATTERED = (
@@ -119,30 +141,28 @@ WHOLE_ROW = (
 )
 # 4 bytes an element and, unless TF32 is asked for, no tensor cores to feed.
 SINGLE = (
-    Config(64, 32, 32, 32, 8, 2),
+    Config(64, 32, 16, 32, 8, 2),
     Config(64, 64, 16, 32, 8, 2),
     Config(32, 128, 16, 32, 8, 2),
     Config(16, 256, 16, 16, 8, 2),
 )
-# Where addresses take more registers, those of the next step in flight would be spilled.
+# Elements that come one at a time take more registers for addresses; those of the next step would be spilled.
 UNPIPELINED = tuple(c._replace(num_stages=1) for c in SINGLE)
 TALLEST = max(c.BP for c in HALF + HOPPER + SCATTERED + WHOLE_ROW + SINGLE)
 
 
 def table(problem: Problem, chip: Chip) -> tuple[Config, ...]:
     """The configurations compiled for such a problem."""
-    scattered = problem.wide or not problem.one_cluster
     if problem.dtype == torch.float32:
-        return UNPIPELINED if scattered or problem.whole_row else SINGLE
+        return UNPIPELINED if problem.whole_row else SINGLE
     if problem.whole_row:
         return WHOLE_ROW
-    if scattered:
-        return SCATTERED
-    return HALF + HOPPER if chip.hopper else HALF
+    ordered = HOPPER if chip.hopper else HALF
+    return ordered if problem.in_order(ordered[-1]) else SCATTERED
 
 
 def candidates(problem: Problem, chip: Chip) -> tuple[Config, ...]:
-    """The configurations worth timing, the default first: the tallest tile of which there is one a program.
+    """The configurations worth timing, the default first: the one whose busiest multiprocessor fetches least.
 
     The window should hold the largest slice: one that outgrows it has its first stage computed again for every BO
     output channels. Many small slices share one, as patches are read once a window. A slice nobody has read counts
@@ -152,10 +172,17 @@ def candidates(problem: Problem, chip: Chip) -> tuple[Config, ...]:
     mean = -(-problem.rows // problem.regions)
     if problem.slice_rows is None:
         wanted = min(problem.rows, problem.pool, mean if problem.regions == 1 else 2 * mean)
+    elif problem.one_cluster:
+        wanted = problem.slice_rows
     else:
         wanted = max(problem.slice_rows, min(mean, 128))
     window = min((c.BR for c in configs if wanted <= c.BR), default=max(c.BR for c in configs))
-    fitting = sorted((c for c in configs if window == c.BR), key=lambda c: -c.BP)
-    default = next((c for c in fitting if problem.pairs >= c.BP * chip.programs(c)), fitting[-1])
-    wider = [c for c in configs if 2 * window == c.BR] if problem.clusters > 1 else []
-    return (default, *(c for c in (*fitting, *wider) if c != default))
+
+    def fetched(config: Config) -> int:
+        """Patches and rows of V, as the busiest multiprocessor reads them; in patch lengths."""
+        tiles = -(-problem.pairs // config.BP)
+        return -(-tiles // chip.multiprocessors) * (config.BP + config.BR)
+
+    fitting = sorted((c for c in configs if window == c.BR), key=fetched)
+    wider = [c for c in configs if 2 * window == c.BR] if problem.clusters > problem.regions else []
+    return (*fitting, *wider)

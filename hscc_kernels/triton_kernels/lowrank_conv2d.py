@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -11,12 +13,20 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..arguments import check
-from ..plan import DENSE, ClusterItem, Geometry
+from ..plan import DENSE, ClusterItem, Geometry, WorkItem
 from . import autotune
 from .configs import TALLEST, Chip, Config, Problem
 from .kernel import lowrank_conv2d_kernel
 
-_largest_slices = WeakTensorKeyDictionary()  # a table of clusters -> rows of its largest low-rank slice
+
+class Structure(NamedTuple):
+    """What a plan's index tensors say, for Problem's fields of the same names."""
+
+    slice_rows: int | None = None
+    one_cluster: bool = False
+
+
+_structures = WeakTensorKeyDictionary()  # a plan's table of clusters -> versions of the tensors read, Structure
 
 
 def lowrank_conv2d(
@@ -35,7 +45,7 @@ def lowrank_conv2d(
 ) -> Tensor:
     """x (N, C, H, W), bias (O,), (R, O) or None -> (N, O, Ho, Wo), channels last in memory.
 
-    A plan's first call reads its table of clusters, later ones no tensor.
+    A plan's first call reads its index tensors, later ones no tensor.
     """
     check(x, bias, v, u, positions, rows, channels, work, clusters, sizes, activation)
     geometry, out_size = Geometry.unflat(sizes), tuple(sizes[-2:])
@@ -46,16 +56,14 @@ def lowrank_conv2d(
     problem = Problem(
         dtype=x.dtype,
         in_channels=x.shape[1],
-        out_channels=size[1],
         geometry=geometry,
         pairs=x.shape[0] * positions.shape[0],
         regions=work.shape[0],
         clusters=clusters.shape[0],
         rows=rows.shape[0],
         pool=v.shape[0],
-        slice_rows=_largest_slice(clusters),
-        # A low-rank cluster that is alone has rank * O values of U: beside a dense one, some rows lack theirs.
-        dense=u.shape[0] != rows.shape[0] * size[1],
+        out_channels=size[1],
+        **_structure(channels, work, clusters)._asdict(),
         wide=_needs_64_bits(x, out, u),
     )
     chip = Chip.of(x.device)
@@ -69,9 +77,9 @@ def lowrank_conv2d(
         x.shape[0], *x.shape[2:], x.shape[1], out_size[1], positions.shape[0], size[1], v.shape[0],
         rows.shape[0], u.shape[0], work.shape[0], clusters.shape[0], bias_stride,
     )  # fmt: skip
-    constants = specialization(problem, bias is not None, activation)
 
     def launch(config: Config) -> None:
+        constants = specialization(problem, config, bias is not None, activation)
         grid = min(triton.cdiv(problem.pairs, config.BP) + problem.regions, chip.programs(config))
         lowrank_conv2d_kernel[(grid,)](*arguments, **constants, **config.meta(chip.hip))
 
@@ -80,12 +88,13 @@ def lowrank_conv2d(
     return out
 
 
-def specialization(problem: Problem, has_bias: bool, activation: str) -> dict:
+def specialization(problem: Problem, config: Config, has_bias: bool, activation: str) -> dict:
     """The kernel's constants but for the tile; each combination of values is compiled."""
     return {
         "GEOMETRY": tuple(problem.geometry.flat()),
         "WHOLE_ROW": problem.whole_row,
-        "ONE_CLUSTER": problem.one_cluster,
+        "TAP_BITS": not problem.whole_row and math.prod(problem.geometry.kernel) <= 32,
+        "ONE_CLUSTER": problem.in_order(config),
         "HAS_BIAS": has_bias,
         "RELU": activation == "relu",
         "PRECISION": precision(problem.dtype),
@@ -99,13 +108,22 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def _largest_slice(clusters: Tensor) -> int | None:
-    """Rows of the largest low-rank slice, None where waiting for the device to tell is not allowed."""
-    known = _largest_slices.get(clusters)
-    if known is None and not (clusters.is_cuda and torch.cuda.is_current_stream_capturing()):
-        items = (ClusterItem(*row) for row in clusters.tolist())
-        known = _largest_slices[clusters] = max((item.rank for item in items if item.u_start != DENSE), default=0)
-    return known
+def _structure(channels: Tensor, work: Tensor, clusters: Tensor) -> Structure:
+    """Read once, and again when a tensor was written to; unknown where waiting for the device is not allowed.
+
+    Tensors of inference mode do not tell; one that was written to makes outputs NaN where its structure is another.
+    """
+    version = tuple(None if t.is_inference() else t._version for t in (channels, work, clusters))
+    known, structure = _structures.get(clusters, (None, Structure()))
+    if known == version or (clusters.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return structure if known == version else Structure()
+    items = [ClusterItem(*row) for row in clusters.tolist()]
+    low_rank = [item.rank for item in items if item.u_start != DENSE]
+    alone = len(low_rank) == len(items) and all(WorkItem(*row).cluster_count == 1 for row in work.tolist())
+    in_order = torch.arange(channels.shape[1], dtype=channels.dtype, device=channels.device)
+    structure = Structure(max(low_rank, default=0), alone and bool((channels == in_order).all()))
+    _structures[clusters] = version, structure
+    return structure
 
 
 def _needs_64_bits(x: Tensor, out: Tensor, u: Tensor) -> bool:

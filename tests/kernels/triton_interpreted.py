@@ -165,9 +165,15 @@ def test_every_tile(config: Config, poison) -> None:
 
 
 def test_rank_chunks(poison) -> None:
-    """Slices that outgrow the window, low rank and dense, and more channels than a store takes."""
-    case = testing.Case("chunks", "", (2, 16, 7, 6), 70, Geometry((3, 3), padding=(1, 1)), ((37, None), (None, 3)))
-    assert ratio(case, torch.float32, config=Config(128, 16, 64, 32, 4, 1)) <= 1
+    """Slices that outgrow the window, alone, beside others and dense, and more channels than a store takes."""
+    for ranks in (((37,), (5,)), ((37, None), (None, 3))):
+        case = testing.Case("chunks", "", (2, 16, 7, 6), 70, Geometry((3, 3), padding=(1, 1)), ranks)
+        assert ratio(case, torch.float16, config=Config(128, 16, 64, 32, 4, 1)) <= 1
+
+
+def test_more_taps_than_bits(poison) -> None:
+    case = testing.Case("taps", "", (2, 16, 9, 8), 20, Geometry((7, 5), padding=(3, 1), dilation=(1, 2)), ((6,), (3,)))
+    assert ratio(case, torch.float16, config=LARGE) <= 1
 
 
 @pytest.mark.parametrize("name", ["regions", "stride", "first layer"])
@@ -195,16 +201,51 @@ def test_default_configurations(poison) -> None:
         torch.testing.assert_close(got, expected)
 
 
-def test_the_largest_slice_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It picks the window, whatever the regions' mean; a warm call reads no tensor."""
-    x, plan, bias = testing.make_inputs(CASES["regions"], torch.float32)
+@pytest.fixture
+def problems(monkeypatch: pytest.MonkeyPatch) -> list[configs.Problem]:
+    """What the host knows of each call."""
     seen, choose = [], autotune.choose
     monkeypatch.setattr(autotune, "choose", lambda problem, *rest: seen.append(problem) or choose(problem, *rest))
+    return seen
+
+
+def test_a_plan_is_read_once(problems, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its largest slice picks the window, whatever the regions' mean; a warm call reads no tensor."""
+    x, plan, bias = testing.make_inputs(CASES["regions"], torch.float32)
     lowrank_conv2d(x, plan, bias, backend="triton")
-    for name in ("tolist", "item", "cpu"):
+    for name in ("tolist", "item", "cpu", "__bool__"):
         monkeypatch.setattr(torch.Tensor, name, None)
     lowrank_conv2d(x, plan, bias, backend="triton")
-    assert [(problem.slice_rows, problem.rows) for problem in seen] == [(16, 26)] * 2
+    assert [(problem.slice_rows, problem.one_cluster, problem.rows) for problem in problems] == [(16, True, 26)] * 2
+
+
+def one_cluster_a_region(ranks: tuple[int, int]) -> tuple[torch.Tensor, PackedPlan, torch.Tensor]:
+    case = testing.Case("loaded", "", (2, 16, 7, 6), 24, Geometry((3, 3), padding=(1, 1)), ((ranks[0],), (ranks[1],)))
+    return testing.make_inputs(case, torch.float16)
+
+
+def test_a_plan_that_is_written_to_is_read_again(problems, poison) -> None:
+    """As load_state_dict does: as many rows in all, but another largest slice."""
+    x, plan, bias = one_cluster_a_region((16, 16))
+    lowrank_conv2d(x, plan, bias, backend="triton")
+    other = one_cluster_a_region((4, 28))[1]
+    for mine, new in zip(plan[:-1], other[:-1], strict=True):
+        mine.copy_(new)
+    got = lowrank_conv2d(x, plan, bias, backend="triton")
+    assert [problem.slice_rows for problem in problems] == [16, 28]
+    plain, exact = (f(x, plan, bias, "none") for f in (testing.plain, testing.exact))
+    assert testing.error_ratio(got, plain, exact) <= 1
+
+
+def test_a_write_that_nobody_tells_of_gives_nan() -> None:
+    """Tensors of inference mode have no version: the kernel sees that its window is too small."""
+    with torch.inference_mode():
+        x, plan, bias = one_cluster_a_region((16, 16))
+        plan = PackedPlan(*(t.clone() for t in plan[:-1]), plan.sizes)
+        assert lowrank_conv2d(x, plan, bias, backend="triton").isfinite().all()
+        for mine, new in zip(plan[:-1], one_cluster_a_region((4, 28))[1][:-1], strict=True):
+            mine.copy_(new)
+        assert lowrank_conv2d(x, plan, bias, backend="triton").isnan().any()
 
 
 def test_autocast(poison) -> None:
@@ -230,11 +271,14 @@ def test_special_values(poison) -> None:
     torch.testing.assert_close(mine, plain, equal_nan=True)
 
 
+@pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize("case", ["clusters", "regions"])
 @pytest.mark.parametrize("name", ["positions", "rows", "channels", "work", "clusters"])
-def test_a_broken_plan_is_survived(name: str, case: str) -> None:
+def test_a_broken_plan_is_survived(name: str, case: str, short: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the index tensors hold, the process lives: the interpreter's foreign accesses are real ones."""
-    x, plan, bias = testing.make_inputs(CASES[case], torch.float32)
+    if short:
+        monkeypatch.setattr(module, "_structure", lambda *tensors: module.Structure(LARGE.BR, True))
+    x, plan, bias = testing.make_inputs(CASES[case], torch.float16)
     generator = torch.Generator().manual_seed(0)
     for low, high in ((-(2**31), 2**31), (-3, 40)):
         broken = torch.randint(low, high, getattr(plan, name).shape, generator=generator).int()
@@ -294,20 +338,21 @@ def test_compile_and_export() -> None:
 
 @pytest.mark.parametrize(("dense", "mixed"), [(False, False), (True, False), (True, True)])
 def test_one_cluster(dense: bool, mixed: bool, poison) -> None:
-    """Channels in order, the store that is wide on a GPU; then a region whose only cluster is dense, and permuted."""
+    """Channels in order, the kernel's short way; then a region whose only cluster is dense, and permuted."""
     ranks = (5, None if dense else 9)
     regions, start = [], 0
     for rank in ranks:
-        u = None if rank is None else torch.randn(23, rank).bfloat16().float()
+        u = None if rank is None else torch.randn(23, rank).half()
         count = rank or 23
         rows = torch.arange(start, start + count)
         channels = torch.randperm(23) if mixed else torch.arange(23)
         regions.append(RegionFactors(rows, (ClusterFactors(channels, 0, u),)))
         start += count
-    v = torch.randn(start, 9 * 16).bfloat16().float() / 16
+    v = torch.randn(start, 9 * 16).half() / 16
     labels = torch.arange(7 * 6).view(7, 6) % 3 // 2
     plan = PackedPlan.pack(v, regions, labels, Geometry((3, 3), padding=(1, 1)))
-    arguments = (torch.randn(2, 16, 7, 6).bfloat16().float(), plan, torch.randn(2, 23).bfloat16().float())
+    assert module._structure(plan.channels, plan.work, plan.clusters).one_cluster != dense
+    arguments = (torch.randn(2, 16, 7, 6).half(), plan, torch.randn(2, 23).half())
     got = lowrank_conv2d(*arguments, activation="relu", backend="triton")
     plain, exact = (f(*arguments, "relu") for f in (testing.plain, testing.exact))
     assert testing.error_ratio(got, plain, exact) <= 1

@@ -53,12 +53,17 @@ CHIPS = {
 
 
 class Resources(NamedTuple):
-    """What a compiled kernel takes; ``spills`` counts instructions on local memory (NVIDIA) or spilled registers."""
+    """What a compiled kernel takes; ``spills`` counts instructions on local memory (NVIDIA) or spilled registers.
+
+    serialized: the assembler has every warpgroup product wait for the one before, as it does where it cannot prove that
+    nothing else touches their sums.
+    """
 
     registers: int
     spills: int
     shared: int
     tensor_core: str | None
+    serialized: bool
 
 
 class _Driver(DriverBase):
@@ -125,7 +130,9 @@ def resources(kernels: Sequence, chip: Chip) -> list[Resources]:
             spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
         cores = re.findall(chip.tensor_core, code)
         most = max(cores, key=cores.count) if cores else None
-        found.append(Resources(registers, spills, kernel.metadata.shared, most))
+        products = re.findall(r"\bHGMMA.*", code)
+        serialized = bool(products) and all("gsb0" in product for product in products)
+        found.append(Resources(registers, spills, kernel.metadata.shared, most, serialized))
     return found
 
 
@@ -163,8 +170,7 @@ class Variant(NamedTuple):
     @property
     def name(self) -> str:
         p = self.problem
-        words = ["in order" if p.one_cluster else "scattered"]
-        words += ["wide"] * p.wide + ["one image and region"] * (p.regions == 1)
+        words = ["in order" if p.one_cluster else "scattered"] + ["wide"] * p.wide
         size = "x".join(map(str, p.geometry.kernel))
         precision = "tf32" if self.precision == "tf32" else str(p.dtype)[6:]
         tile = " ".join(f"{field}={value}" for field, value in self.config._asdict().items())
@@ -177,16 +183,14 @@ def chooser(name: str) -> configs.Chip:
 
 
 def layers() -> Iterator[Problem]:
-    """A layer of every kind that the choice of a tile and the kernel's constants tell apart, bf16 and fp32.
-
-    Wide offsets in order are left out in fp32: the tiles are those of scattered layers, far from the limit.
-    """
+    """A layer of every kind that the choice of a tile and the kernel's constants tell apart; fp32 has no short way."""
     same = Geometry((3, 3), padding=(1, 1))
-    base = Problem(torch.bfloat16, 64, 256, same, pairs=32 * 56 * 56, regions=4, clusters=4, rows=256, pool=256)
+    base = Problem(torch.bfloat16, 64, same, 32 * 56 * 56, 4, 4, 64, 64, 256, slice_rows=16)
     few = base._replace(in_channels=3, geometry=Geometry((7, 7), (2, 2), (3, 3)))
-    for dtype, layer, clusters, wide in product((torch.bfloat16, torch.float32), (base, few), (4, 8), (False, True)):
-        if clusters > 4 or not wide or dtype == torch.bfloat16:
-            yield layer._replace(dtype=dtype, clusters=clusters, wide=wide)
+    ways = {"one_cluster": True}, {}, {"wide": True}
+    for dtype, layer, way in product((torch.bfloat16, torch.float32), (base, few), ways):
+        if dtype == torch.bfloat16 or "one_cluster" not in way:
+            yield layer._replace(dtype=dtype, **way)
 
 
 def variants(name: str) -> Iterator[Variant]:
@@ -202,8 +206,6 @@ def variants(name: str) -> Iterator[Variant]:
         if layer.dtype == torch.bfloat16 and layer.one_cluster:
             yield Variant(tiles[-1], layer._replace(dtype=torch.float16))
             yield Variant(tiles[-1], layer._replace(geometry=Geometry((1, 1))))
-            # What is 1 becomes a constant of the machine code.
-            yield Variant(tiles[-1], layer._replace(pairs=56 * 56, regions=1, clusters=1))
 
 
 def compile_variants(name: str) -> dict[str, dict]:
@@ -223,7 +225,7 @@ def compile_variant(variant: Variant, chip: Chip):
         images, 56, 56, problem.in_channels, side, side**2, problem.out_channels, problem.pool,
         problem.rows, problem.rows * problem.out_channels, problem.regions, problem.clusters, problem.out_channels,
     )  # fmt: skip
-    constants = specialization(problem, True, "relu") | {"PRECISION": variant.precision}
+    constants = specialization(problem, variant.config, True, "relu") | {"PRECISION": variant.precision}
     meta = variant.config.meta(chip.target.backend == "hip")
     return compile_kernel(lowrank_conv2d_kernel, chip, *arguments, **constants, **meta)
 
