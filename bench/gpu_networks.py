@@ -20,13 +20,15 @@ class Network(NamedTuple):
 
     model: str
     reduction: float
+    batch: int
+    dtype: str
 
     @property
     def name(self) -> str:
-        return f"{self.model}/R4/{self.reduction:g}x"
+        return f"{self.model}/R4/{self.reduction:g}x/{self.dtype}/{self.batch}"
 
 
-def compressed(model: nn.Module, side: int, reduction: float) -> nn.Module:
+def compress(model: nn.Module, side: int, reduction: float) -> nn.Module:
     """The model, changed in place, with random factors; input (1, 3, side, side) on the model's device."""
     from hscc import HSCConv2d
 
@@ -67,24 +69,28 @@ def conv_flops(model: nn.Module, x: Tensor) -> int:
     return total
 
 
-def run_network(case: Network, batch: int) -> Row | str:
+def run_network(case: Network, compiled: bool = True) -> Row | str:
     """Whole networks with random weights, dense against compressed with fused ReLUs, each eager and compiled."""
     import torchvision
     from hscc import fuse_relu_
 
     from .correctness import error_ratio
 
+    dtype = getattr(torch, case.dtype)
+
     def build() -> nn.Module:
         torch.manual_seed(0)
         model = getattr(torchvision.models, case.model)().eval().requires_grad_(False)
-        return model.to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
+        return model.to(DEVICE, dtype, memory_format=torch.channels_last)
 
-    dense, ours = build(), compressed(build(), _SIDE, case.reduction)
+    dense, ours = build(), compress(build(), _SIDE, case.reduction)
     fuse_relu_(ours)
-    x = torch.randn(batch, 3, _SIDE, _SIDE).to(DEVICE, torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(case.batch, 3, _SIDE, _SIDE).to(DEVICE, dtype).contiguous(memory_format=torch.channels_last)
     error = error_ratio(ours, x[:2])
-    calls = {"dense": dense, "compiled dense": torch.compile(dense), "ours": ours, "compiled ours": torch.compile(ours)}
+    calls = {"dense": dense, "ours": ours}
+    if compiled:
+        calls |= {f"compiled {name}": torch.compile(model) for name, model in calls.items()}
     ms, failed = time_each(calls, rotated(x, x.nbytes)) if error <= 1 else ({}, {})
     torch.compiler.reset()
     reduction = conv_flops(dense, x) / conv_flops(ours, x)
-    return Row.of(case.name, reduction, error, ms, failed, None)
+    return Row.of(case.name, None, reduction, error, ms, failed, None)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import geometric_mean
 from typing import NamedTuple
 
 from .roofline import Machine, Work
@@ -18,10 +20,12 @@ class Row(NamedTuple):
     """A case that passed its gate.
 
     ms: median milliseconds of each call; those named "... dense", "... chain" and "ours ..." are compared.
-    failed: peers that could not run, with the reason. work: None where there is no floor, as for a whole network.
+    failed: peers that could not run, with the reason. group, work: None where there is no mean to take, no floor, as
+    for a whole network.
     """
 
     name: str
+    group: str | None
     reduction: float
     error_ratio: float
     ms: dict[str, float]
@@ -42,11 +46,13 @@ class Row(NamedTuple):
         return self.speedup / self.reduction
 
     @classmethod
-    def of(cls, name: str, reduction: float, error: float, ms: dict, failed: dict, work: Work | None) -> Row | str:
+    def of(
+        cls, name: str, group: str | None, reduction: float, error: float, ms: dict, failed: dict, work: Work | None
+    ) -> Row | str:
         """The row, or a sentence that says why there is no speed-up to show."""
         if not error <= 1:
             return f"wrong result, error ratio {error:.3g}"
-        row = cls(name, reduction, error, ms, failed, work)
+        row = cls(name, group, reduction, error, ms, failed, work)
         if row.best("ours") is None or row.best("dense") is None:
             return "; ".join(f"{call}: {reason}" for call, reason in failed.items())
         return row
@@ -94,7 +100,13 @@ class Report:
         head += [f"{name}: {'passed' if passed else 'FAILED'}" for name, passed in self.steps.items()]
         head += [f"refused: {name}: {reason}" for name, reason in self.refused.items()]
         head += [f"missing: {row.name}, {call}: {reason}" for row in self.rows for call, reason in row.failed.items()]
-        return [*(f"- {line}" for line in head), "", *table(self.rows, self.machine)]
+        return [
+            *(f"- {line}" for line in head),
+            "",
+            *means(self.rows, self.machine),
+            "",
+            *table(self.rows, self.machine),
+        ]
 
     def save(self, out: Path) -> None:
         """Writes report.json, report.md and, where matplotlib is installed, report.png."""
@@ -110,6 +122,22 @@ class Report:
         (out / "report.md").write_text("\n".join(self.lines()) + "\n")
         if self.rows and importlib.util.find_spec("matplotlib"):
             picture(self.rows, out / "report.png")
+
+
+def means(rows: Sequence[Row], machine: Machine | None) -> list[str]:
+    """Markdown lines: geometric means of each group, the least speed-up and the most time over the floor."""
+    columns = ("group", "layers", "speed-up", "least", "eta", "over the chain", "times the floor", "most")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for group in dict.fromkeys(row.group for row in rows if row.group):
+        members = [row for row in rows if row.group == group]
+        speedups = [row.speedup for row in members]
+        chain = [row.best("chain") / row.best("ours") for row in members if row.best("chain")]
+        over = [row.best("ours") / 1e3 / row.work.floor(machine) for row in members if machine and row.work]
+        numbers = [geometric_mean(speedups), min(speedups), geometric_mean([row.eta for row in members])]
+        numbers += [geometric_mean(chain) if chain else math.nan]
+        numbers += [geometric_mean(over), max(over)] if over else [math.nan] * 2
+        lines.append(f"| {group} | {len(members)} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |")
+    return lines
 
 
 def table(rows: Sequence[Row], machine: Machine | None) -> list[str]:

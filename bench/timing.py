@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -157,7 +158,7 @@ def header(
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "packages": packages,
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": commit(),
         "backend": backend,
         "build": torch.ops.hscc._build_info() if hasattr(torch.ops.hscc, "_build_info") else None,
         "threads": threads,
@@ -165,6 +166,11 @@ def header(
         "dtype": str(dtype).removeprefix("torch."),
         "peak_gflops": None if peak is None else round(peak, 1),
     }
+
+
+def commit() -> str:
+    """The checkout's, with a plus where files differ from it; empty outside a repository."""
+    return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
 
 
 def _cpu_name() -> str:
@@ -178,5 +184,7 @@ def _cpu_name() -> str:
 
 
 def _git(*args: str) -> str:
+    if not shutil.which("git"):
+        return ""
     done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return done.stdout.strip()

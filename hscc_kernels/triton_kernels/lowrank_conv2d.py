@@ -48,24 +48,12 @@ def lowrank_conv2d(
     A plan's first call reads its index tensors, later ones no tensor.
     """
     check(x, bias, v, u, positions, rows, channels, work, clusters, sizes, activation)
-    geometry, out_size = Geometry.unflat(sizes), tuple(sizes[-2:])
+    out_size = tuple(sizes[-2:])
     size = (x.shape[0], channels.shape[1], *out_size)
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel() == 0:
         return out
-    problem = Problem(
-        dtype=x.dtype,
-        in_channels=x.shape[1],
-        geometry=geometry,
-        pairs=x.shape[0] * positions.shape[0],
-        regions=work.shape[0],
-        clusters=clusters.shape[0],
-        rows=rows.shape[0],
-        pool=v.shape[0],
-        out_channels=size[1],
-        **_structure(channels, work, clusters)._asdict(),
-        wide=_needs_64_bits(x, out, u),
-    )
+    problem = describe(x, v, u, positions, rows, channels, work, clusters, sizes)
     chip = Chip.of(x.device)
     x = x.contiguous(memory_format=torch.channels_last)
     if bias is not None and bias.stride(-1) != 1:
@@ -86,6 +74,37 @@ def lowrank_conv2d(
     with torch.cuda.device_of(x):
         launch(config or autotune.choose(problem, chip, launch, out))
     return out
+
+
+def describe(
+    x: Tensor,
+    v: Tensor,
+    u: Tensor,
+    positions: Tensor,
+    rows: Tensor,
+    channels: Tensor,
+    work: Tensor,
+    clusters: Tensor,
+    sizes: Sequence[int],
+) -> Problem:
+    """What the choice of a tile depends on; x may be any view of the call's shape."""
+    images, in_channels, height, width = x.shape
+    out_channels = channels.shape[1]
+    # Offsets count from a tile's first image, and a tile may reach over as many images as it has pairs.
+    image = max(in_channels * height * width, out_channels * positions.shape[0])
+    return Problem(
+        dtype=x.dtype,
+        in_channels=in_channels,
+        geometry=Geometry.unflat(sizes),
+        pairs=images * positions.shape[0],
+        regions=work.shape[0],
+        clusters=clusters.shape[0],
+        rows=rows.shape[0],
+        pool=v.shape[0],
+        out_channels=out_channels,
+        **_structure(channels, work, clusters)._asdict(),
+        wide=max(TALLEST * image, u.numel()) >= 2**31,
+    )
 
 
 def specialization(problem: Problem, config: Config, has_bias: bool, activation: str) -> dict:
@@ -124,9 +143,3 @@ def _structure(channels: Tensor, work: Tensor, clusters: Tensor) -> Structure:
     structure = Structure(max(low_rank, default=0), alone and bool((channels == in_order).all()))
     _structures[clusters] = version, structure
     return structure
-
-
-def _needs_64_bits(x: Tensor, out: Tensor, u: Tensor) -> bool:
-    """Offsets count from a tile's first image, and a tile may reach over as many images as it has pairs."""
-    image = max(x.numel(), out.numel()) // x.shape[0]
-    return max(TALLEST * image, u.numel()) >= 2**31

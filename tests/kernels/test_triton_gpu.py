@@ -65,8 +65,23 @@ def test_every_configuration(name: str, poison) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["wide", "regions", "first layer"])
 def test_64_bit_offsets(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, poison) -> None:
-    monkeypatch.setattr(module, "_needs_64_bits", lambda *tensors: True)
+    monkeypatch.setattr(module, "TALLEST", 2**31)
     assert ratio(inputs(name, dtype), CASES[name].activation) <= 1
+
+
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("name", ["positions", "rows", "channels", "work", "clusters"])
+def test_a_broken_plan_is_survived(name: str, short: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the index tensors hold; a memory checker sees what stays without effect here."""
+    if short:
+        monkeypatch.setattr(module, "_structure", lambda *tensors: module.Structure(64, True))
+    x, plan, bias = inputs("regions")
+    for low, high in ((-(2**31), 2**31), (-3, 40)):
+        broken = torch.randint(low, high, getattr(plan, name).shape).int()
+        for column in {"work": (2, 6), "clusters": (3,)}.get(name, ()):
+            broken[:, column].clamp_(max=200)  # a count beyond the memory is only slow, but very slow
+        module.lowrank_conv2d(x, bias, *plan._replace(**{name: broken.cuda()}), "relu")
+    torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

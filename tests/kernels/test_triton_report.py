@@ -60,13 +60,13 @@ def test_plan_work_agrees_with_paper() -> None:
 
 
 MS = {"ours": 0.1, "eager dense": 0.5, "compiled dense": 0.4, "eager chain": 0.3, "compiled chain": 0.2}
-ROW = Row("vgg/R1", 5.3, 0.4, MS, {"fused dense": "RuntimeError: no"}, Work(215_000_000, 1))
+ROW = Row("vgg/R1", "k x k", 5.3, 0.4, MS, {"fused dense": "RuntimeError: no"}, Work(215_000_000, 1))
 H200 = Machine(4.3e12, 790e12)
-HEADER = {"device": "H200", "batch": 32}
+HEADER = {"device": "H200", "commit": "abc"}
 
 
 def test_table() -> None:
-    network = Row("alexnet", 2.0, 0.5, {"dense": 3.0, "ours": 2.0, "compiled ours": 1.5}, {})
+    network = Row("alexnet", None, 2.0, 0.5, {"dense": 3.0, "ours": 2.0, "compiled ours": 1.5}, {})
     header, rule, *lines = gpu_results.table([ROW, network], H200)
     assert {header.count("|")} == {line.count("|") for line in (rule, *lines)}
     cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
@@ -74,11 +74,21 @@ def test_table() -> None:
     assert cells[1] == ["alexnet", "2.00", "3.0000", "", "1.5000", "2.00", "1.00", "", ""]
 
 
+def test_means() -> None:
+    half = ROW._replace(ms={"ours": 0.1, "fused dense": 0.1, "eager chain": 0.1})
+    other = ROW._replace(group="1 x 1", work=None, ms={"ours": 0.1, "dense": 0.2})
+    header, rule, *lines = gpu_results.means([ROW, half, other, ROW._replace(group=None)], H200)
+    assert {header.count("|")} == {line.count("|") for line in (rule, *lines)}
+    cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    assert cells[0] == ["k x k", "2", "2.00", "1.00", "0.38", "1.41", "2.00", "2.00"]
+    assert cells[1] == ["1 x 1", "1", "2.00", "2.00", "0.38", "nan", "nan", "nan"]
+
+
 def test_no_speedup_without_a_right_result() -> None:
     for error in (1.01, math.inf, math.nan):
-        assert Row.of("a", 5.3, error, MS, {}, None) == f"wrong result, error ratio {error:.3g}"
-    assert Row.of("a", 5.3, 1.0, {"ours": 0.1}, {"dense": "no memory"}, None) == "dense: no memory"
-    assert Row.of("a", 5.3, 1.0, MS, {}, None).speedup == 4
+        assert Row.of("a", None, 5.3, error, MS, {}, None) == f"wrong result, error ratio {error:.3g}"
+    assert Row.of("a", None, 5.3, 1.0, {"ours": 0.1}, {"dense": "no memory"}, None) == "dense: no memory"
+    assert Row.of("a", None, 5.3, 1.0, MS, {}, None).speedup == 4
 
 
 def test_a_peer_that_fails_costs_only_its_own_time() -> None:
@@ -131,7 +141,7 @@ def test_report_grows_with_every_case_and_goes_on(tmp_path: Path) -> None:
         assert part in text
     assert Report.open(tmp_path, HEADER) == again
     with pytest.raises(ValueError, match="take another --out"):
-        Report.open(tmp_path, {**HEADER, "batch": 1})
+        Report.open(tmp_path, {**HEADER, "commit": "abd"})
 
 
 def test_picture(tmp_path: Path) -> None:
@@ -141,10 +151,10 @@ def test_picture(tmp_path: Path) -> None:
 
 
 def test_a_step_has_a_log_and_a_limit(tmp_path: Path) -> None:
-    assert gpu_report.step("good", ["-c", "import hscc, hscc_kernels; print('found')"], tmp_path, 100)
+    assert gpu_report.step("good", [sys.executable, "-c", "import hscc, hscc_kernels; print('found')"], tmp_path, 100)
     assert (tmp_path / "good.log").read_text() == "found\n"
-    assert not gpu_report.step("bad", ["-c", "raise SystemExit(1)"], tmp_path, 100)
-    assert not gpu_report.step("slow", ["-c", "import time; time.sleep(60)"], tmp_path, 0.0)
+    assert not gpu_report.step("bad", [sys.executable, "-c", "raise SystemExit(1)"], tmp_path, 100)
+    assert not gpu_report.step("slow", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, 0.0)
 
 
 def test_networks_are_compressed_where_it_pays() -> None:
@@ -153,7 +163,7 @@ def test_networks_are_compressed_where_it_pays() -> None:
     dense = nn.Sequential(*model).double()
     before = dense(torch.zeros(1, 3, 34, 34, dtype=torch.float64)).shape
     layer = LAYERS["resnet18_2"]._replace(in_channels=16, stride=2, size=32)
-    changed = gpu_networks.compressed(model, 34, 5.3)
+    changed = gpu_networks.compress(model, 34, 5.3)
     assert [type(m).__name__ for m in changed] == ["Conv2d", "ReLU", "HSCConv2d", "Conv2d"]
     assert changed(torch.zeros(1, 3, 34, 34, dtype=torch.float64)).shape == before
     assert layer.flops(1) / changed[2].plan.flops() == pytest.approx(5.3, rel=0.1)
@@ -179,11 +189,38 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_case_from_end_to_end(on_the_cpu) -> None:
     layer = LAYERS["resnet18_2"]._replace(size=8)
-    row = gpu_cases.run_case(Case(layer, "4", 1, 5.3), 2)
+    row = gpu_cases.run_case(gpu_cases.Setting(Case(layer, "4", 1, 5.3), 2, "bfloat16"))
     assert row.error_ratio <= 1
     assert row.reduction == pytest.approx(5.3, rel=0.05)
     assert set(row.ms) == {"ours", "eager dense", "compiled dense", "eager chain", "compiled chain"}
     assert set(row.failed) == {"fused dense", "fused chain"}  # of cuDNN
+
+
+def test_every_tile_of_a_case(on_the_cpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice is what a GPU would have; a wrong tile costs the case its row."""
+    case = Case(LAYERS["resnet18_2"]._replace(size=8), "4", 1, 5.3)
+    setting, wrong = gpu_cases.Setting(case, 2, "bfloat16"), []
+
+    def run_tile(x, bias, plan, tile):
+        return hscc_kernels.lowrank_conv2d(x, plan, bias, activation="relu") * (2 if tile in wrong else 1)
+
+    monkeypatch.setattr(gpu_cases, "run_tile", run_tile)
+    options = gpu_cases.tiles(gpu_cases.plan_of(case), case.layer, 2, torch.bfloat16)
+    assert {tile.BR for tile in options} == {16}
+    row = gpu_cases.run_case(setting, every_tile=True)
+    names = {f"ours {'x'.join(map(str, tile))}" for tile in options}
+    assert names == {name for name in row.ms if name.startswith("ours ")}
+    wrong.append(options[-1])
+    assert gpu_cases.run_case(setting, every_tile=True).startswith("wrong result")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_compilations_ahead_reach_their_processes(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    """Each kernel once, whatever the batch; here every process says that it has no GPU."""
+    monkeypatch.setattr(gpu_cases, "DEVICE", "cpu")
+    cases = [Case(LAYERS[name], "4", 1, 5.3) for name in ("resnet18_4", "vgg16_3_2")]
+    gpu_cases.compile_ahead([gpu_cases.Setting(case, 2, "float16") for case in cases], every_tile=False)
+    assert capfd.readouterr().out.count("R4/K1/5.3x: ") == 1
 
 
 def test_a_network_from_end_to_end(on_the_cpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +229,7 @@ def test_a_network_from_end_to_end(on_the_cpu, monkeypatch: pytest.MonkeyPatch) 
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=SimpleNamespace(net=net)))
-    row = gpu_networks.run_network(gpu_networks.Network("net", 5.3), 2)
+    row = gpu_networks.run_network(gpu_networks.Network("net", 5.3, 2, "float16"))
     stem, layer = 28**2 * 16 * 3 * 49, 14**2 * 32 * 16 * 9
     assert row.reduction == pytest.approx((stem + layer) / (stem + layer / 5.3), rel=0.02)
     assert row.ms == dict.fromkeys(("dense", "compiled dense", "ours", "compiled ours"), 1.0)
