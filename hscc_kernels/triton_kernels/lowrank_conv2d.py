@@ -10,10 +10,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from ..arguments import check
-from ..plan import DENSE, ClusterItem, Geometry, WorkItem
+from ..plan import DENSE, ClusterItem, Geometry
 from . import autotune
 from .configs import TALLEST, Chip, Config, Problem
 from .kernel import lowrank_conv2d_kernel
@@ -26,7 +26,7 @@ class Structure(NamedTuple):
     one_cluster: bool = False
 
 
-_structures = WeakTensorKeyDictionary()  # a plan's table of clusters -> versions of the tensors read, Structure
+_structures = WeakTensorKeyDictionary()  # a plan's table of clusters -> its channels, versions of both, Structure
 
 
 def lowrank_conv2d(
@@ -102,7 +102,7 @@ def describe(
         rows=rows.shape[0],
         pool=v.shape[0],
         out_channels=out_channels,
-        **_structure(channels, work, clusters)._asdict(),
+        **_structure(channels, clusters)._asdict(),
         wide=max(TALLEST * image, u.numel()) >= 2**31,
     )
 
@@ -127,19 +127,22 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def _structure(channels: Tensor, work: Tensor, clusters: Tensor) -> Structure:
+def _structure(channels: Tensor, clusters: Tensor) -> Structure:
     """Read once, and again when a tensor was written to; unknown where waiting for the device is not allowed.
 
     Tensors of inference mode do not tell; one that was written to makes outputs NaN where its structure is another.
     """
-    version = tuple(None if t.is_inference() else t._version for t in (channels, work, clusters))
-    known, structure = _structures.get(clusters, (None, Structure()))
-    if known == version or (clusters.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return structure if known == version else Structure()
+    versions = [None if t.is_inference() else t._version for t in (channels, clusters)]
+    known = _structures.get(clusters)
+    if known is not None and known[0]() is channels and known[1] == versions:
+        return known[2]
+    if clusters.is_cuda and torch.cuda.is_current_stream_capturing():
+        return Structure()
     items = [ClusterItem(*row) for row in clusters.tolist()]
     low_rank = [item.rank for item in items if item.u_start != DENSE]
-    alone = len(low_rank) == len(items) and all(WorkItem(*row).cluster_count == 1 for row in work.tolist())
-    in_order = torch.arange(channels.shape[1], dtype=channels.dtype, device=channels.device)
+    regions, out_channels = channels.shape
+    alone = len(low_rank) == regions and all(item.channel_count == out_channels for item in items)
+    in_order = torch.arange(out_channels, dtype=channels.dtype, device=channels.device)
     structure = Structure(max(low_rank, default=0), alone and bool((channels == in_order).all()))
-    _structures[clusters] = version, structure
+    _structures[clusters] = TensorWeakRef(channels), versions, structure
     return structure

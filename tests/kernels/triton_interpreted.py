@@ -351,7 +351,7 @@ def test_one_cluster(dense: bool, mixed: bool, poison) -> None:
     v = torch.randn(start, 9 * 16).half() / 16
     labels = torch.arange(7 * 6).view(7, 6) % 3 // 2
     plan = PackedPlan.pack(v, regions, labels, Geometry((3, 3), padding=(1, 1)))
-    assert module._structure(plan.channels, plan.work, plan.clusters).one_cluster != dense
+    assert module._structure(plan.channels, plan.clusters).one_cluster != dense
     arguments = (torch.randn(2, 16, 7, 6).half(), plan, torch.randn(2, 23).half())
     got = lowrank_conv2d(*arguments, activation="relu", backend="triton")
     plain, exact = (f(*arguments, "relu") for f in (testing.plain, testing.exact))
