@@ -208,7 +208,7 @@ def run_case(setting: Setting, compiled: bool = True, every_tile: bool = False) 
     calls = {"ours": lambda x: lowrank_conv2d(x, plan, bias, activation="relu", backend="triton")}
     if every_tile:
         for tile in tiles(plan, layer, batch, dtype):
-            calls[f"ours {'x'.join(map(str, tile))}"] = functools.partial(run_tile, bias=bias, plan=plan, tile=tile)
+            calls[f"ours {tile.name}"] = functools.partial(run_tile, bias=bias, plan=plan, tile=tile)
     ends = sorted({0, batch - 1})
     few = inputs[0][ends]
     plain, exact = testing.plain(few, plan, bias, "relu"), testing.exact(few, plan, bias, "relu")

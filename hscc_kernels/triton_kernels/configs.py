@@ -13,7 +13,8 @@ from ..plan import Geometry
 class Config(NamedTuple):
     """A tile: BP (image, position) pairs, a window of BR rows, BK patch elements a step, BO output channels a store.
 
-    resident: programs of a multiprocessor at a time; they share its registers.
+    resident: programs of a multiprocessor at a time; they share its registers. through_l1: patches are copied 8 bytes
+    at a time and pass the L1, which neighbouring taps may find them in, instead of 16 bytes that bypass it.
     """
 
     BP: int
@@ -23,11 +24,17 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
     resident: int = 1
+    through_l1: bool = False
+
+    @property
+    def name(self) -> str:
+        tile = "x".join(map(str, self[:4]))
+        return f"{tile}/{self.num_warps}w{self.num_stages}s{self.resident}r" + "/L1" * self.through_l1
 
     def meta(self, hip: bool = False) -> dict[str, int]:
         """Keyword arguments of a launch."""
-        *_, warps, stages, resident = self
-        tile = {name: getattr(self, name) for name in ("BP", "BR", "BK", "BO")}
+        *sizes, warps, stages, resident, through_l1 = self
+        tile = {**dict(zip(("BP", "BR", "BK", "BO"), sizes, strict=True)), "THROUGH_L1": through_l1}
         if hip:
             # A wave has 64 lanes and up to 512 registers each, a program 64 KiB of shared memory.
             return {**tile, "num_warps": 4, "num_stages": 2 if self.BR < 256 else 1}
@@ -110,7 +117,7 @@ HALF = (
 # Warpgroup products read both operands from shared memory: registers are left for taller tiles or more programs. Low
 # tiles wait for memory, so they fetch more at a time.
 HOPPER = (
-    Config(256, 16, 64, 64, 8, 3, 2),
+    Config(256, 16, 64, 64, 8, 2, 2),
     Config(64, 16, 128, 64, 4, 4, 2),
     Config(128, 32, 64, 64, 8, 4, 2),
     Config(32, 32, 128, 64, 4, 4, 2),
@@ -118,6 +125,7 @@ HOPPER = (
     Config(128, 64, 64, 64, 8, 3, 2),
     Config(64, 64, 64, 64, 4, 4, 3),
     Config(32, 64, 128, 64, 4, 4, 2),
+    Config(256, 128, 64, 32, 8, 3),
     Config(128, 128, 64, 64, 8, 4),
     Config(64, 128, 64, 64, 4, 3, 2),
     Config(32, 128, 64, 64, 4, 4, 2),
@@ -126,6 +134,8 @@ HOPPER = (
     Config(32, 256, 64, 64, 8, 3),
     Config(32, 512, 32, 32, 8, 2),
 )
+# Of those, what has registers left for twice the copies.
+HOPPER_L1 = tuple(c._replace(through_l1=True) for c in HOPPER if c.BP >= 128 and c[:2] != (256, 128))
 # Permuted stores hold an address for each pixel of a thread, wide offsets two registers, so tiles are lower.
 SCATTERED = (
     Config(64, 32, 64, 64, 8, 3),
@@ -158,7 +168,9 @@ def table(problem: Problem, chip: Chip) -> tuple[Config, ...]:
     if problem.whole_row:
         return WHOLE_ROW
     ordered = HOPPER if chip.hopper else HALF
-    return ordered if problem.in_order(ordered[-1]) else SCATTERED
+    if not problem.in_order(ordered[-1]):
+        return SCATTERED
+    return ordered + HOPPER_L1 if chip.hopper and max(problem.geometry.kernel) > 1 else ordered
 
 
 def candidates(problem: Problem, chip: Chip) -> tuple[Config, ...]:

@@ -62,8 +62,8 @@ def _pairs(
 @triton.jit
 def _first_stage(
     x, v, rows, taps, offset, first_row, last_row, H, W, C, Q, S,
-    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, TAP_BITS: tl.constexpr, PRECISION: tl.constexpr,
-    BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, TAP_BITS: tl.constexpr, THROUGH_L1: tl.constexpr,
+    PRECISION: tl.constexpr, BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """V x_p for BR rows of the list from first_row on: [BP, BR] in the dtype of x, zero from last_row on."""
     KH: tl.constexpr = GEOMETRY[0]
@@ -91,14 +91,17 @@ def _first_stage(
         right = run % ACROSS * GEOMETRY[7]
         lane_ok = (lane < length - e)[None, :]
         if TAP_BITS:
-            ok = (taps >> run) & 1 != 0  # [BP, 1]
+            ok = ((taps >> run) & 1) != 0  # [BP, 1]
         else:
             h = (taps >> 32).to(tl.int32) + down  # [BP, 1]
             w = taps.to(tl.int32) + right
             if WHOLE_ROW:
                 w += ((e + lane) // C)[None, :]  # [BP, BK]
             ok = (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        a = tl.load(x + ((down.to(offset.dtype) * W + right) * C + e) + corner, mask=ok & lane_ok, other=0.0)
+        source = x + ((down.to(offset.dtype) * W + right) * C + e) + corner
+        if THROUGH_L1:
+            source = tl.max_contiguous(source, (1, 4))  # narrower copies are another instruction
+        a = tl.load(source, mask=ok & lane_ok, other=0.0)
         b = tl.load(row_start + (run * length + e), mask=row_ok[:, None] & lane_ok, other=0.0)
         z = tl.dot(a, b.T, z, input_precision=PRECISION)
     # A masked row is zero times x, which is NaN where x is infinite.
@@ -118,8 +121,9 @@ def _finish(y, bias, channel, ok, HAS_BIAS: tl.constexpr, RELU: tl.constexpr):
 @triton.jit
 def _one_cluster(
     x, v, u, bias, rows, cluster, out, taps, offset, pixel, row_start, row_end, H, W, C, OC, Q, S, U,
-    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, TAP_BITS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
+    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, TAP_BITS: tl.constexpr, THROUGH_L1: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """A tile of a region whose only cluster fits the window, with all channels in order; NaN where it does not fit."""
     first_row = row_start + tl.maximum(tl.load(cluster + 2), 0)
@@ -130,7 +134,7 @@ def _one_cluster(
     u += u_start // OC * OC  # no change, but now the compiler knows how it is aligned
     z = _first_stage(
         x, v, rows, taps[:, None], offset[:, None], first_row, tl.minimum(first_row + rank, row_end),
-        H, W, C, Q, S, GEOMETRY, WHOLE_ROW, TAP_BITS, PRECISION, BP, BR, BK,
+        H, W, C, Q, S, GEOMETRY, WHOLE_ROW, TAP_BITS, THROUGH_L1, PRECISION, BP, BR, BK,
     )  # fmt: skip
     z = tl.where(fits, z, float("nan")).to(z.dtype)
     s = tl.arange(0, BR)
@@ -158,8 +162,8 @@ def _second_stage(y, z, u, s, o, first, last, count, u_start, dense, PRECISION: 
 def _clusters(
     x, v, u, bias, rows, channels, clusters, out, taps, offset, pixel,
     row_start, row_end, cluster_start, cluster_end, H, W, C, OC, Q, S, U,
-    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, TAP_BITS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    RELU: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
+    GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, TAP_BITS: tl.constexpr, THROUGH_L1: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
     BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
 ):  # fmt: skip
     """A tile of any region: clusters of any rank, dense ones too, their channels anywhere."""
@@ -187,7 +191,7 @@ def _clusters(
                     window = slice_start + r0
                     z = _first_stage(
                         x, v, rows, taps[:, None], offset[:, None], row_start + window, row_end,
-                        H, W, C, Q, S, GEOMETRY, WHOLE_ROW, TAP_BITS, PRECISION, BP, BR, BK,
+                        H, W, C, Q, S, GEOMETRY, WHOLE_ROW, TAP_BITS, THROUGH_L1, PRECISION, BP, BR, BK,
                     )  # fmt: skip
                 s = window - slice_start + tl.arange(0, BR)
                 y = _second_stage(y, z, u, s, o, r0, r1, count, u_start, dense, PRECISION, OFFSET)
@@ -208,7 +212,7 @@ def lowrank_conv2d_kernel(
     N, H, W, C, Wo, P, OC, Q, S, U, R, K, bias_stride,
     GEOMETRY: tl.constexpr, WHOLE_ROW: tl.constexpr, TAP_BITS: tl.constexpr, ONE_CLUSTER: tl.constexpr,
     HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
-    BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
+    BP: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr, THROUGH_L1: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0).to(tl.int64)
     for order in range(0, R):  # dearest region first
@@ -233,13 +237,13 @@ def lowrank_conv2d_kernel(
                 _one_cluster(
                     x_tile, v, u, region_bias, rows, clusters + tl.minimum(cluster_start, K - 1) * _CLUSTER_WIDTH,
                     out_tile, taps, offset, pixel, row_start, row_end, H, W, C, OC, Q, S, U,
-                    GEOMETRY, WHOLE_ROW, TAP_BITS, HAS_BIAS, RELU, PRECISION, BP, BR, BK, BO,
+                    GEOMETRY, WHOLE_ROW, TAP_BITS, THROUGH_L1, HAS_BIAS, RELU, PRECISION, BP, BR, BK, BO,
                 )  # fmt: skip
             else:
                 _clusters(
                     x_tile, v, u, region_bias, rows, channels + region * OC, clusters, out_tile, taps, offset, pixel,
                     row_start, row_end, cluster_start, cluster_end, H, W, C, OC, Q, S, U,
-                    GEOMETRY, WHOLE_ROW, TAP_BITS, HAS_BIAS, RELU, PRECISION, OFFSET, BP, BR, BK, BO,
+                    GEOMETRY, WHOLE_ROW, TAP_BITS, THROUGH_L1, HAS_BIAS, RELU, PRECISION, OFFSET, BP, BR, BK, BO,
                 )  # fmt: skip
             tile += tl.num_programs(0)
             # Carried by the loop, the addresses change layout once a tile; computed in it, they would be computed

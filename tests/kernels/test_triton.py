@@ -104,9 +104,17 @@ def test_every_tile_is_recorded_with_every_kind_of_layer(chip: str) -> None:
 
 
 def test_every_table_has_every_tile_once() -> None:
-    tables = (configs.HALF, configs.HOPPER, configs.SCATTERED, configs.WHOLE_ROW, configs.SINGLE, configs.UNPIPELINED)
+    tables = (
+        configs.HALF,
+        configs.HOPPER + configs.HOPPER_L1,
+        configs.SCATTERED,
+        configs.WHOLE_ROW,
+        configs.SINGLE,
+        configs.UNPIPELINED,
+    )
     for table in tables:
         assert len(set(table)) == len(table)
+    for table in (configs.HALF, configs.HOPPER):
         assert max(config.BR for config in table) == table[-1].BR
 
 
@@ -119,10 +127,10 @@ SEVERAL = {"one_cluster": False}
         ({}, Config(256, 64, 64, 64, 8, 3)),
         ({"pairs": 64 * 196}, Config(128, 64, 64, 64, 8, 3, 2)),
         ({"pairs": 196}, Config(32, 64, 128, 64, 4, 4, 2)),
-        ({"slice_rows": 9}, Config(256, 16, 64, 64, 8, 3, 2)),
+        ({"slice_rows": 9}, Config(256, 16, 64, 64, 8, 2, 2)),
         ({"slice_rows": 500}, Config(32, 512, 32, 32, 8, 2)),
         ({"slice_rows": 513}, Config(32, 512, 32, 16, 8, 2)),
-        ({"regions": 4, "clusters": 4, "rows": 120, "slice_rows": 90}, Config(128, 128, 64, 64, 8, 4)),
+        ({"regions": 4, "clusters": 4, "rows": 120, "slice_rows": 90}, Config(256, 128, 64, 32, 8, 3)),
         ({**SEVERAL, "regions": 2, "clusters": 8, "rows": 120, "slice_rows": 15}, Config(64, 64, 64, 64, 8, 3)),
         ({**SEVERAL, "clusters": 3, "rows": 300, "slice_rows": 110}, Config(64, 128, 64, 64, 8, 3)),
         ({**SEVERAL, "slice_rows": None, "rows": 120, "pool": 50, "regions": 4}, Config(64, 64, 64, 64, 8, 3)),
@@ -137,7 +145,8 @@ SEVERAL = {"one_cluster": False}
 def test_default_configuration(change: dict, expected: Config) -> None:
     options = configs.candidates(LAYER._replace(**change), H200)
     assert options[0] == expected
-    assert len(set(options)) == len(options) <= 5
+    assert len(set(options)) == len(options) <= 6
+    assert not any(option.through_l1 for option in configs.candidates(LAYER._replace(geometry=Geometry((1, 1))), H200))
 
 
 @pytest.fixture

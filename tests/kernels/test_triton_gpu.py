@@ -54,7 +54,10 @@ def test_cases(name: str, dtype: torch.dtype, poison) -> None:
 def test_every_configuration(name: str, poison) -> None:
     chip = Chip.of(torch.device("cuda", 0))
     for dtype, tables in (
-        (torch.bfloat16, (configs.SCATTERED, configs.WHOLE_ROW, configs.HOPPER if chip.hopper else configs.HALF)),
+        (
+            torch.bfloat16,
+            (configs.SCATTERED, configs.WHOLE_ROW, configs.HOPPER + configs.HOPPER_L1 if chip.hopper else configs.HALF),
+        ),
         (torch.float32, (configs.SINGLE, configs.UNPIPELINED)),
     ):
         given = inputs(name, dtype)

@@ -208,7 +208,7 @@ def test_every_tile_of_a_case(on_the_cpu, monkeypatch: pytest.MonkeyPatch) -> No
     options = gpu_cases.tiles(gpu_cases.plan_of(case), case.layer, 2, torch.bfloat16)
     assert {tile.BR for tile in options} == {16}
     row = gpu_cases.run_case(setting, every_tile=True)
-    names = {f"ours {'x'.join(map(str, tile))}" for tile in options}
+    names = {f"ours {tile.name}" for tile in options}
     assert names == {name for name in row.ms if name.startswith("ours ")}
     wrong.append(options[-1])
     assert gpu_cases.run_case(setting, every_tile=True).startswith("wrong result")

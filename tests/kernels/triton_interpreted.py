@@ -156,7 +156,7 @@ def test_dropped_bits_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", sorted({*configs.HALF, *configs.HOPPER, *configs.SCATTERED, *configs.SINGLE}), ids=str
+    "config", sorted({*configs.HALF, *configs.HOPPER, *configs.HOPPER_L1, *configs.SCATTERED, *configs.SINGLE}), ids=str
 )
 def test_every_tile(config: Config, poison) -> None:
     """Ranks above and below the window, several clusters and regions, tiles that end inside an image."""

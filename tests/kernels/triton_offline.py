@@ -173,8 +173,7 @@ class Variant(NamedTuple):
         words = ["in order" if p.one_cluster else "scattered"] + ["wide"] * p.wide
         size = "x".join(map(str, p.geometry.kernel))
         precision = "tf32" if self.precision == "tf32" else str(p.dtype)[6:]
-        tile = " ".join(f"{field}={value}" for field, value in self.config._asdict().items())
-        return f"{tile} {precision} C={p.in_channels} {size} {' '.join(words)}"
+        return f"{self.config.name} {precision} C={p.in_channels} {size} {' '.join(words)}"
 
 
 def chooser(name: str) -> configs.Chip:
@@ -204,8 +203,8 @@ def variants(name: str) -> Iterator[Variant]:
         if layer.dtype == torch.float32 and not chip.hip:
             yield from (Variant(tile, layer, "tf32") for tile in tiles)
         if layer.dtype == torch.bfloat16 and layer.one_cluster:
-            yield Variant(tiles[-1], layer._replace(dtype=torch.float16))
-            yield Variant(tiles[-1], layer._replace(geometry=Geometry((1, 1))))
+            yield Variant(tiles[0], layer._replace(dtype=torch.float16))
+            yield Variant(tiles[0], layer._replace(geometry=Geometry((1, 1))))
 
 
 def compile_variants(name: str) -> dict[str, dict]:
