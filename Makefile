@@ -11,7 +11,7 @@ demo: $(VENV)/built
 	$(BIN)/hscc demo --out out/demo
 
 test: $(VENV)/built
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .

@@ -11,7 +11,8 @@ OURS = ("hscc", "hscc_kernels")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped where there is no CUDA device, with that reason."""
+    """Slow ones first, or the last would run alone; ``gpu`` skipped where there is no CUDA device, with that reason."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if torch.cuda.is_available():
         return
     for item in items:

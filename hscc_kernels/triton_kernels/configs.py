@@ -134,8 +134,14 @@ HOPPER = (
     Config(32, 256, 64, 64, 8, 3),
     Config(32, 512, 32, 32, 8, 2),
 )
-# Of those, what has registers left for twice the copies.
-HOPPER_L1 = tuple(c._replace(through_l1=True) for c in HOPPER if c.BP >= 128 and c[:2] != (256, 128))
+# Up to 48 KiB of shared memory a program: above, Triton asks for as little L1 as there may be.
+HOPPER_L1 = (
+    Config(128, 16, 64, 64, 8, 2, 2, through_l1=True),
+    Config(128, 32, 64, 64, 8, 2, 2, through_l1=True),
+    Config(128, 64, 64, 64, 8, 2, 2, through_l1=True),
+    Config(64, 64, 64, 64, 4, 3, 3, through_l1=True),
+    Config(64, 128, 64, 64, 4, 2, 2, through_l1=True),
+)
 # Permuted stores hold an address for each pixel of a thread, wide offsets two registers, so tiles are lower.
 SCATTERED = (
     Config(64, 32, 64, 64, 8, 3),

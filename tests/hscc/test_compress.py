@@ -21,6 +21,7 @@ def config(reduction: float, **options) -> hscc.Config:
     return hscc.Config(hscc.flops(reduction), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reconstruction", ["sequential", "independent"])
 @pytest.mark.parametrize("clusters", [1, 3])
 def test_error_falls_as_the_budget_grows(net, data, reconstruction: str, clusters: int) -> None:
