@@ -184,7 +184,7 @@ def _clusters(
             y = tl.zeros((BP, BO), tl.float32)
             first = tl.where(dense, o0, 0)  # a dense cluster's rows are its channels
             last = tl.where(dense, tl.minimum(o0 + BO, rank), rank)
-            # In fp32, registers for U's next block would be spilled; in 16 bits it would not come ahead: U passes a where.
+            # Pipelined, fp32 would spill registers for the next block of U; in 16 bits nothing would change.
             for r0 in tl.range(first, last, BR, num_stages=1):
                 r1 = tl.minimum(r0 + BR, last)
                 if slice_start + r0 < window or slice_start + r1 > window + BR:
