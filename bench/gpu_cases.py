@@ -166,7 +166,7 @@ def tiles(plan: PackedPlan, layer: Layer, batch: int, dtype: torch.dtype) -> tup
     from hscc_kernels.triton_kernels.lowrank_conv2d import describe
 
     x = torch.empty(1, dtype=dtype).expand(batch, layer.in_channels, layer.size, layer.size)
-    return configs.candidates(describe(x, *plan), configs.Chip.of(torch.device(DEVICE)))
+    return configs.candidates(describe(x, plan), configs.Chip.of(torch.device(DEVICE)))
 
 
 def run_tile(x: Tensor, bias: Tensor, plan: PackedPlan, tile) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from ..arguments import check
-from ..plan import DENSE, ClusterItem, Geometry
+from ..plan import DENSE, ClusterItem, PackedPlan
 from . import autotune
 from .configs import TALLEST, Chip, Config, Problem
 from .kernel import lowrank_conv2d_kernel
@@ -53,7 +53,7 @@ def lowrank_conv2d(
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel() == 0:
         return out
-    problem = describe(x, v, u, positions, rows, channels, work, clusters, sizes)
+    problem = describe(x, PackedPlan(v, u, positions, rows, channels, work, clusters, sizes))
     chip = Chip.of(x.device)
     x = x.contiguous(memory_format=torch.channels_last)
     if bias is not None and bias.stride(-1) != 1:
@@ -76,34 +76,24 @@ def lowrank_conv2d(
     return out
 
 
-def describe(
-    x: Tensor,
-    v: Tensor,
-    u: Tensor,
-    positions: Tensor,
-    rows: Tensor,
-    channels: Tensor,
-    work: Tensor,
-    clusters: Tensor,
-    sizes: Sequence[int],
-) -> Problem:
+def describe(x: Tensor, plan: PackedPlan) -> Problem:
     """What the choice of a tile depends on; x may be any view of the call's shape."""
     images, in_channels, height, width = x.shape
-    out_channels = channels.shape[1]
+    positions = plan.positions.shape[0]
     # Offsets count from a tile's first image, and a tile may reach over as many images as it has pairs.
-    image = max(in_channels * height * width, out_channels * positions.shape[0])
+    image = max(in_channels * height * width, plan.out_channels * positions)
     return Problem(
         dtype=x.dtype,
         in_channels=in_channels,
-        geometry=Geometry.unflat(sizes),
-        pairs=images * positions.shape[0],
-        regions=work.shape[0],
-        clusters=clusters.shape[0],
-        rows=rows.shape[0],
-        pool=v.shape[0],
-        out_channels=out_channels,
-        **_structure(channels, clusters)._asdict(),
-        wide=max(TALLEST * image, u.numel()) >= 2**31,
+        geometry=plan.geometry,
+        pairs=images * positions,
+        regions=plan.regions,
+        clusters=plan.clusters.shape[0],
+        rows=plan.rows.shape[0],
+        pool=plan.v.shape[0],
+        out_channels=plan.out_channels,
+        **_structure(plan.channels, plan.clusters)._asdict(),
+        wide=max(TALLEST * image, plan.u.numel()) >= 2**31,
     )
 
 
