@@ -67,13 +67,13 @@ class Geometry(NamedTuple):
 
 
 def _walk(labels: Tensor, geometry: Geometry, patch: int) -> Tensor:
-    """All flat positions of a map (Ho, Wo): row by row, or two rows at a time, to and fro, where patches are long.
+    """All flat positions of a map (Ho, Wo): two rows at a time, to and fro, or row by row, where patches are short.
 
     Neighbours in this order are computed together, and patches of 2 x 3 positions share more input than of 1 x 6.
-    Short patches gain nothing by that, and the rows of their large maps are easier to fetch ahead one by one.
+    Large maps of short patches gain nothing by that, as their rows are easier to fetch ahead one by one.
     """
     index = torch.arange(labels.numel(), device=labels.device).view(labels.shape)
-    if min(geometry.kernel) == 1 or patch < 1024:
+    if min(geometry.kernel) == 1 or (patch < 1024 and labels.numel() > 4096):
         return index.flatten()
     strips = (strip.flip(1) if i % 2 else strip for i, strip in enumerate(index.split(2)))
     return torch.cat([strip.T.flatten() for strip in strips])

@@ -33,4 +33,40 @@ struct BlockKernels {
 template <typename T>
 constexpr BlockKernels<T> kBlockKernels{};
 
+// Calls of one of them. Whole blocks, as nearly all are, are called by name, since a processor under some protections
+// against speculation predicts no call through a pointer, which then takes as long as several positions.
+
+template <typename T, int N = kRows>
+inline void dot(const Block<T>& block, int rows, const T* const* v, float* z, Ahead<T> ahead) {
+  if constexpr (N > 1) {
+    if (rows < N) return dot<T, N - 1>(block, rows, v, z, ahead);
+  }
+  if (block.positions == kPositions) {
+    if (block.counted) return dot_block<T, true, kPositions, N>(block, v, z, ahead);
+    return dot_block<T, false, kPositions, N>(block, v, z, ahead);
+  }
+  kBlockKernels<T>.dot[block.counted][block.positions - 1][N - 1](block, v, z, ahead);
+}
+
+template <typename T, int N = kVectors>
+inline void panel(const Block<T>& block, int vectors, const float* v, float* z, int64_t stride) {
+  if constexpr (N > 1) {
+    if (vectors < N) return panel<T, N - 1>(block, vectors, v, z, stride);
+  }
+  if (block.positions == kPositions) return panel_block<T, kPositions, N>(block, v, z, stride);
+  kBlockKernels<T>.panel[block.positions - 1][N - 1](block, v, z, stride);
+}
+
+template <typename T, bool kByPosition, int N = SecondStage<T>::kMost>
+inline void expand(int positions, int vectors, const Cluster<T>& cluster, const typename SecondStage<T>::Z* z,
+                   int64_t stride, T* const* out, int64_t offset, int64_t last) {
+  if constexpr (N > 1) {
+    if (vectors < N) return expand<T, kByPosition, N - 1>(positions, vectors, cluster, z, stride, out, offset, last);
+  }
+  if (positions == kPositions) {
+    return SecondStage<T>::template block<kByPosition, kPositions, N>(cluster, z, stride, out, offset, last);
+  }
+  kBlockKernels<T>.expand[kByPosition][positions - 1][N - 1](cluster, z, stride, out, offset, last);
+}
+
 }  // namespace hscc::cpu::HSCC_ISA

@@ -43,26 +43,19 @@ inline void copy(T* to, const T* from, auto... count) {
   store(to, load(from, count...), count...);
 }
 
-// Copies ``count`` runs of N vectors, the last one not full, to follow each other; spoils up to a vector behind them.
-template <typename T, int N>
-void copy_rows(T* to, const T* from, int64_t run, int64_t step, int64_t count) {
-  const int64_t last = run - (N - 1) * kLanes;
+// Copies ``count`` runs to follow each other. Inlined: a call through a pointer can take as long as a short patch.
+template <typename T>
+[[gnu::always_inline]] inline void copy_rows(T* to, const T* from, int64_t run, int64_t step, int64_t count) {
+  const int64_t full = larger(run - 1, 0) / kLanes * kLanes;
   for (int64_t i = 0; i < count; ++i, to += run, from += step) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N - 1; ++n) copy(to + n * kLanes, from + n * kLanes);
-    copy(to + (N - 1) * kLanes, from + (N - 1) * kLanes, last);
+    for (int64_t k = 0; k < full; k += kLanes) copy(to + k, from + k);
+    copy(to + full, from + full, run - full);
   }
 }
 
 template <typename T>
-using CopyRows = void (*)(T*, const T*, int64_t, int64_t, int64_t);
-
-template <typename T, int N = kShortRun / kLanes>
-CopyRows<T> select_copy_rows(int64_t run) {
-  if constexpr (N > 1) {
-    if (run <= (N - 1) * kLanes) return select_copy_rows<T, N - 1>(run);
-  }
-  return copy_rows<T, N>;
+[[gnu::always_inline]] inline void fill(T* to, int64_t n) {
+  for (int64_t k = 0; k < n; k += kLanes) store(to + k, zero(), smaller(n - k, kLanes));
 }
 
 inline int64_t packed_length(const PlanView& plan) {
@@ -83,7 +76,6 @@ class PatchBuilder {
         g_(plan.geometry),
         zeros_(zeros),
         whole_{0, plan.patch, 0, kPositions},
-        copy_rows_(select_copy_rows<T>(plan.geometry.kernel_w * plan.in_channels)),
         inside_(inside),
         runs_(runs),
         locator_(plan) {
@@ -124,7 +116,7 @@ class PatchBuilder {
       const int64_t end = larger(begin, smaller(g_.kernel_w, plan_.width - left) * channels);
       pointers[m] = to;
       if (const T* inside = corners.inside[slot]) {
-        copy_rows_(to, inside, run, g_.dilation_h * row_step_, g_.kernel_h);
+        copy_rows(to, inside, run, g_.dilation_h * row_step_, g_.kernel_h);
         continue;
       }
       for (int64_t i = 0; i < g_.kernel_h; ++i) {
@@ -135,8 +127,7 @@ class PatchBuilder {
           continue;
         }
         fill(p, begin);
-        select_copy_rows<T>(end - begin)(p + begin, x_ + (corners.offset[slot] + shift * row_step_ + begin),
-                                         end - begin, 0, 1);
+        copy_rows(p + begin, x_ + (corners.offset[slot] + shift * row_step_ + begin), end - begin, 0, 1);
         fill(p + end, run - end);
       }
     }
@@ -217,10 +208,6 @@ class PatchBuilder {
     return count;
   }
 
-  static void fill(T* to, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = T{};
-  }
-
   void point(const int64_t* offset, int64_t shift, uint64_t valid, const T** pointers) const {
     const T *x = x_ + shift, *zeros = zeros_;
 #pragma GCC unroll 1
@@ -232,7 +219,6 @@ class PatchBuilder {
   const Geometry& g_;
   const T* zeros_;  // as many as a kernel row has
   const Segment whole_;
-  const CopyRows<T> copy_rows_;
   Segment* inside_;  // those of every patch inside the image
   Run* runs_;
   const Locator<T> locator_;

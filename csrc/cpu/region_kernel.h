@@ -148,7 +148,7 @@ class RegionKernel {
     const float* v = b_.panels + row * ceil_div(plan_.patch, Operand<T>::kALane);
     for (int b = first; b < last; ++b) {
       const Block<T>& block = blocks_[b];
-      kBlockKernels<T>.panel[block.positions - 1][vectors - 1](block, v, z(block, row), z_stride_);
+      HSCC_ISA::panel(block, int(vectors), v, z(block, row), z_stride_);
     }
   }
 
@@ -165,17 +165,16 @@ class RegionKernel {
     const bool pixels = 0 <= row && row < new_rows_;
     const T* next = left > 0 ? v_ + order[begin + count] * plan_.patch : nullptr;
     const int64_t rows_ahead = left > 0 && prefetch_rows_ ? parts.begin(r + 2) - parts.begin(r + 1) : 0;
-    const int64_t share = rows_ahead * plan_.patch / (last - first);
+    const int64_t share = rows_ahead > 0 ? rows_ahead * plan_.patch / (last - first) : 0;
     const int64_t numbers = pixels      ? kPositions * plan_.geometry.stride_w * plan_.in_channels
                             : left == 0 ? kPositions * plan_.out_channels
                                         : share;
-    const int64_t step = ceil_div(numbers * Operand<T>::kCount, plan_.patch);
+    const auto step = int64_t(double(numbers) * vectors_) + 1;
     for (int b = first; b < last; ++b, next += share) {
       const Block<T>& block = blocks_[b];
       const int64_t i = next_.begin + block.first;
       const T* ahead = pixels && i < next_.end ? new_row(i, row) : left == 0 ? out_[block.first] : next;
-      kBlockKernels<T>.dot[block.counted][block.positions - 1][count - 1](block, rows, z(block, begin),
-                                                                          Ahead<T>{ahead, step});
+      HSCC_ISA::dot<T>(block, int(count), rows, z(block, begin), Ahead<T>{ahead, step});
     }
   }
 
@@ -215,13 +214,15 @@ class RegionKernel {
         operands[b] = SecondStage<T>::pack(z(block, c.row_start), z_stride_, in_panels_, c.rank, block.positions,
                                            b_.packed_z + block.first * z_stride_);
       }
-      for (int b = 0; b < block_count_; ++b) expand(cluster, blocks_[b], operands[b], offset);
+      const Parts panels(ceil_div(c.channel_count, SecondStage<T>::kChannels), SecondStage<T>::kMost);
+      for (int b = 0; b < block_count_; ++b) expand(cluster, panels, blocks_[b], operands[b], offset);
     }
   }
 
-  void expand(Cluster<T> cluster, const Block<T>& block, const typename SecondStage<T>::Z* z, int64_t offset) {
+  // ``panels`` come from outside, as finding them takes a division, and blocks are small.
+  void expand(Cluster<T> cluster, const Parts& panels, const Block<T>& block, const typename SecondStage<T>::Z* z,
+              int64_t offset) {
     constexpr int kChannels = SecondStage<T>::kChannels;
-    const Parts panels(ceil_div(cluster.stride, kChannels), SecondStage<T>::kMost);
     const T* u = cluster.u;
     const float* bias = cluster.bias;
     for (int64_t i = 0; i < panels.count; ++i) {
@@ -229,8 +230,13 @@ class RegionKernel {
       const int64_t last = smaller(cluster.stride - start - (vectors - 1) * kChannels, kChannels);
       cluster.u = u + start;
       cluster.bias = bias + start;
-      kBlockKernels<T>.expand[in_panels_][block.positions - 1][vectors - 1](
-          cluster, z, z_stride_, target_ + block.first, offset + start, last);
+      if (in_panels_) {
+        HSCC_ISA::expand<T, true>(block.positions, int(vectors), cluster, z, z_stride_, target_ + block.first,
+                                  offset + start, last);
+      } else {
+        HSCC_ISA::expand<T, false>(block.positions, int(vectors), cluster, z, z_stride_, target_ + block.first,
+                                   offset + start, last);
+      }
     }
   }
 
@@ -255,6 +261,7 @@ class RegionKernel {
   const WorkItem* item_ = nullptr;
   bool permuted_ = false, in_panels_ = false, copied_ = false, streams_ = false;
   const bool prefetch_rows_ = prefetch_rows(), whole_lines_;
+  const double vectors_ = double(Operand<T>::kCount) / double(plan_.patch);  // a patch's, inverted: divisions are slow
   Span next_{};           // the tile that follows begins where this does,
   int64_t new_rows_ = 0;  // and has so many input rows that this one has not
   int64_t z_stride_ = 0;

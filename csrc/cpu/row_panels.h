@@ -23,7 +23,8 @@ bool splits_lanes(const PlanView& plan) {
 }
 
 // Whether panels are quicker for an item, by what each way takes of a position's time, in multiply-add instructions: a
-// sum over lanes 4 a row, copies and pointers 10 and 5 a kernel row, a vector transposed for one image 8 an element.
+// sum over lanes 4 a row, pointers 5 a kernel row, a vector transposed for one image 8 an element; of copied patches,
+// as measured on a Skylake, 45 and 14 a kernel row, and each row 1.6 times as much as of others.
 template <typename T>
 bool wants_panels(const PlanView& plan, const WorkItem& item) {
   const Geometry& g = plan.geometry;
@@ -31,12 +32,14 @@ bool wants_panels(const PlanView& plan, const WorkItem& item) {
   const int64_t vectors = padded(rows) / kLanes, runs = g.dilation_w == 1 ? g.kernel_h : g.kernel_h * g.kernel_w;
   if (rows == 0 || padded(rows) * plan.patch > kMostPanels) return false;
   if (splits_lanes<T>(plan) && !packs(plan)) return false;
+  const double copies = double(45 + 14 * runs);
   const double along = double(vectors * ceil_div(plan.patch, Operand<T>::kALane)) *
                            ((vectors == 1 ? 1.5 : 1.1) + 8.0 / double(item.position_count)) +
-                       double(5 * runs * ceil_div(vectors, kVectors) + (splits_lanes<T>(plan) ? 10 * runs : 0));
+                       double(5 * runs * ceil_div(vectors, kVectors)) + (splits_lanes<T>(plan) ? copies : 0);
   const int64_t length = packs(plan) ? plan.patch : plan.patch / runs;
   const int64_t loads = plan.patch / length * ceil_div(length, Operand<T>::kCount);
-  return along < double(rows * (loads + 4) + (packs(plan) ? 10 * runs : 0));
+  const double dots = double(rows * (loads + 4));
+  return along < (packs(plan) ? 1.6 * dots + copies : dots);
 }
 
 // Transposes kLanes vectors: a[i][j] becomes a[j][i].
