@@ -43,13 +43,19 @@ inline void copy(T* to, const T* from, auto... count) {
   store(to, load(from, count...), count...);
 }
 
-// Copies ``count`` runs to follow each other. Inlined: a call through a pointer can take as long as a short patch.
 template <typename T>
+[[gnu::always_inline]] inline void copy_run(T* to, const T* from, int64_t run) {
+  for (int64_t k = 0; k < run; k += kLanes) copy(to + k, from + k, smaller(run - k, kLanes));
+}
+
+// Copies ``count`` runs of N vectors, the last one not full, to follow each other.
+template <typename T, int N>
 [[gnu::always_inline]] inline void copy_rows(T* to, const T* from, int64_t run, int64_t step, int64_t count) {
-  const int64_t full = larger(run - 1, 0) / kLanes * kLanes;
+  const int64_t last = run - (N - 1) * kLanes;
   for (int64_t i = 0; i < count; ++i, to += run, from += step) {
-    for (int64_t k = 0; k < full; k += kLanes) copy(to + k, from + k);
-    copy(to + full, from + full, run - full);
+#pragma GCC unroll 4
+    for (int n = 0; n < N - 1; ++n) copy(to + n * kLanes, from + n * kLanes);
+    copy(to + (N - 1) * kLanes, from + (N - 1) * kLanes, last);
   }
 }
 
@@ -107,16 +113,21 @@ class PatchBuilder {
            larger(smaller(x, plan_.width - 1), 0) * plan_.in_channels;
   }
 
-  // Copies the patches of a block together: ``packed_length`` numbers a position, the last of them of no meaning.
+  // Copies the patches of a block together: ``packed_length`` numbers a position, the last of them of no meaning. By
+  // the N vectors of a kernel row, chosen once a block: a call for each patch would take as long as a short one.
+  template <int N = kShortRun / kLanes>
   void pack(Block<T>& block, const Corners<T>& corners, T* to, const T** pointers) const {
     const int64_t channels = plan_.in_channels, length = packed_length(plan_), run = g_.kernel_w * channels;
+    if constexpr (N > 1) {
+      if (run <= (N - 1) * kLanes) return pack<N - 1>(block, corners, to, pointers);
+    }
     for (int m = 0; m < block.positions; ++m, to += length) {
       const int64_t slot = block.first + m, left = corners.left[slot];
       const int64_t begin = smaller(larger(-left, 0), g_.kernel_w) * channels;
       const int64_t end = larger(begin, smaller(g_.kernel_w, plan_.width - left) * channels);
       pointers[m] = to;
       if (const T* inside = corners.inside[slot]) {
-        copy_rows(to, inside, run, g_.dilation_h * row_step_, g_.kernel_h);
+        copy_rows<T, N>(to, inside, run, g_.dilation_h * row_step_, g_.kernel_h);
         continue;
       }
       for (int64_t i = 0; i < g_.kernel_h; ++i) {
@@ -127,7 +138,7 @@ class PatchBuilder {
           continue;
         }
         fill(p, begin);
-        copy_rows(p + begin, x_ + (corners.offset[slot] + shift * row_step_ + begin), end - begin, 0, 1);
+        copy_run(p + begin, x_ + (corners.offset[slot] + shift * row_step_ + begin), end - begin);
         fill(p + end, run - end);
       }
     }
