@@ -7,6 +7,12 @@
 
 namespace hscc::cpu::HSCC_ISA {
 
+// Keeps a pointer in a register of its own: a multiply-add from memory at base + index is two operations on Intel's.
+template <typename T>
+inline void pin(const T*& p) {
+  __asm__("" : "+r"(p));
+}
+
 inline float get(const float* p) {
   return *p;
 }

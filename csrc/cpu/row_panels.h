@@ -86,7 +86,8 @@ void fill_panels(const T* v, const int32_t* order, int64_t rows, int64_t patch, 
 template <typename T, int M, int N>
 void panel_block(const Block<T>& block, const float* panel, float* z, int64_t stride) {
   using Of = Operand<T>;
-  constexpr int kChains = M * N < 12 ? 2 : 1;  // enough sums in flight to hide what a multiply-add takes
+  constexpr int kChains = M * N < 12 ? 2 : 1;             // enough sums in flight to hide what a multiply-add takes
+  constexpr int kSteps = N == 1 || kLanes == 16 ? 2 : 1;  // in a round, each patch by a pointer of its own if several
   Vec acc[kChains][M * N];
 #pragma GCC unroll 2
   for (int c = 0; c < kChains; ++c) {
@@ -100,27 +101,41 @@ void panel_block(const Block<T>& block, const float* panel, float* z, int64_t st
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) patch[m] = x[m] + segment->x_offset;
     const float* v = panel + segment->v_offset / Of::kALane * (N * kLanes);
-    const auto step = [&](int chain, int64_t k, auto broadcast) __attribute__((always_inline)) {
+    const auto step = [&](int i, auto broadcast) __attribute__((always_inline)) {
       typename Of::Type b[N];
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) b[n] = Of::from_lanes(load(v + n * kLanes));
+      for (int n = 0; n < N; ++n) b[n] = Of::from_lanes(load(v + (i * N + n) * kLanes));
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const typename Of::Type a = broadcast(patch[m] + k);
+        const typename Of::Type a = broadcast(patch[m] + i * Of::kALane);
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) acc[chain][m * N + n] = Of::dot(a, b[n], acc[chain][m * N + n]);
+        for (int n = 0; n < N; ++n) {
+          Vec& sum = acc[i % kChains][m * N + n];
+          sum = Of::dot(a, b[n], sum);
+        }
       }
-      v += N * kLanes;
+    };
+    const auto advance = [&](int steps) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        patch[m] += steps * Of::kALane;
+        if constexpr (kSteps > 1) pin(patch[m]);
+      }
+      v += steps * N * kLanes;
     };
     constexpr auto several = [](const T* p) __attribute__((always_inline)) { return Of::broadcast(p); };
     constexpr auto one = [](const T* p) __attribute__((always_inline)) { return Of::broadcast_last(p); };
-    int64_t k = 0;
-    for (; k + kChains * Of::kALane <= segment->length; k += kChains * Of::kALane) {
+    int64_t left = segment->length;
+    for (; left >= kSteps * Of::kALane; left -= kSteps * Of::kALane) {
 #pragma GCC unroll 2
-      for (int c = 0; c < kChains; ++c) step(c, k + c * Of::kALane, several);
+      for (int i = 0; i < kSteps; ++i) step(i, several);
+      advance(kSteps);
     }
-    for (; k + Of::kALane <= segment->length; k += Of::kALane) step(0, k, several);
-    if (k < segment->length) step(0, k, one);
+    for (; left >= Of::kALane; left -= Of::kALane) {
+      step(0, several);
+      advance(1);
+    }
+    if (left > 0) step(0, one);
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
