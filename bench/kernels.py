@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ def gate(case: Case, batch: int, dtype: torch.dtype, backend: str) -> float:
     return testing.error_ratio(got, testing.plain(x, plan, bias, "relu"), testing.exact(x, plan, bias, "relu"))
 
 
+def copy_call(layer: Layer, batch: int, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """A plain copy of as many bytes as the layer reads and writes: what memory alone takes, whatever the kernel."""
+    numbers = batch * (layer.in_channels * layer.size**2 + layer.out_channels * layer.out_side**2)
+    source = torch.ones(numbers // 2, dtype=dtype)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
 def run_layer(
     cases: list[Case], batch: int, threads: int, dtype: torch.dtype, backend: str, compiled: bool, rounds: int
 ) -> list[dict]:
@@ -42,6 +51,7 @@ def run_layer(
     weight = torch.randn(layer.out_channels, layer.in_channels, layer.kernel, layer.kernel) / math.sqrt(layer.patch)
     torch._dynamo.reset()  # once a layer: later it would compile the dense peer again, its weights not frozen
     dense = peers.all_peers(x, [weight.to(dtype)], bias, layer, threads, compiled)
+    copy = copy_call(layer, batch, dtype)
     rows = []
     for case in cases:
         error = gate(case, batch, dtype, backend)
@@ -54,7 +64,7 @@ def run_layer(
         def ours(plan=plan, biases=biases):
             return lowrank_conv2d(x, plan, biases, activation="relu", backend=backend)
 
-        calls = {"hscc": ours, **dense}
+        calls = {"hscc": ours, "copy": copy, **dense}
         if plan.regions == 1 and case.clusters == 1:
             rank = plan.v.shape[0]
             shape = (rank, layer.kernel, layer.kernel, layer.in_channels)
@@ -69,7 +79,7 @@ def run_layer(
 def make_row(case: Case, batch: int, threads: int, error: float, flops: int, times: dict[str, list[float]]) -> dict:
     reduction = case.layer.flops(batch) / flops
     ms = {name: statistics.median(rounds) for name, rounds in times.items()}
-    ours = ms.pop("hscc")
+    ours, copy = ms.pop("hscc"), ms.pop("copy")
     chains = [name for name in ms if name.endswith("_chain")]
     own = [name for name in ms if name.startswith("torch") and name not in chains]
     runtimes = [name for name in ms if name not in own + chains]
@@ -87,6 +97,8 @@ def make_row(case: Case, batch: int, threads: int, error: float, flops: int, tim
         "peers": {name: round(t, 5) for name, t in ms.items()},
         "speedup_over_best_dense": round(best, 3),
         "eta": round(best / reduction, 4),
+        "copy_ms": round(copy, 5),
+        "eta_limit": round(ratio(times, own, "copy") / reduction, 4),  # no kernel is quicker than the copy
     }
     if runtimes:
         row["eta_runtimes"] = round(ratio(times, runtimes, "hscc") / reduction, 4)
@@ -109,6 +121,7 @@ def print_row(row: dict, peak: float | None) -> None:
     line += f"  {row['flop_reduction']:5.2f}x fewer {row['speedup_over_best_dense']:6.2f}x faster  eta {row['eta']:.3f}"
     line += f"  runtimes {row['eta_runtimes']:.3f}" if "eta_runtimes" in row else ""
     line += f"  chain {row['speedup_over_best_chain']:.2f}x" if "speedup_over_best_chain" in row else ""
+    line += f"  at most {row['eta_limit']:.3f}" if row["eta_limit"] < 1 else ""
     print(f"{line}  (dense: {best[1]} {best[0]:.3f} ms)", flush=True)
 
 
