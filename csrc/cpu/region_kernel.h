@@ -169,7 +169,7 @@ class RegionKernel {
     const int64_t numbers = pixels      ? kPositions * plan_.geometry.stride_w * plan_.in_channels
                             : left == 0 ? kPositions * plan_.out_channels
                                         : share;
-    const auto step = int64_t(double(numbers) * vectors_) + 1;
+    const auto step = int64_t(double(numbers) * step_share_) + 1;
     for (int b = first; b < last; ++b, next += share) {
       const Block<T>& block = blocks_[b];
       const int64_t i = next_.begin + block.first;
@@ -261,7 +261,7 @@ class RegionKernel {
   const WorkItem* item_ = nullptr;
   bool permuted_ = false, in_panels_ = false, copied_ = false, streams_ = false;
   const bool prefetch_rows_ = prefetch_rows(), whole_lines_;
-  const double vectors_ = double(Operand<T>::kCount) / double(plan_.patch);  // a patch's, inverted: divisions are slow
+  const double step_share_ = double(Operand<T>::kCount) / double(plan_.patch);  // of a patch, as divisions are slow
   Span next_{};           // the tile that follows begins where this does,
   int64_t new_rows_ = 0;  // and has so many input rows that this one has not
   int64_t z_stride_ = 0;

@@ -86,8 +86,8 @@ void fill_panels(const T* v, const int32_t* order, int64_t rows, int64_t patch, 
 template <typename T, int M, int N>
 void panel_block(const Block<T>& block, const float* panel, float* z, int64_t stride) {
   using Of = Operand<T>;
-  constexpr int kChains = M * N < 12 ? 2 : 1;             // enough sums in flight to hide what a multiply-add takes
-  constexpr int kSteps = N == 1 || kLanes == 16 ? 2 : 1;  // in a round, each patch by a pointer of its own if several
+  constexpr int kChains = M * N < 12 ? 2 : 1;  // enough sums in flight to hide what a multiply-add takes
+  constexpr int kSteps = kChains == 2 || kLanes == 16 ? 2 : 1;  // in a round; if two, a patch has its own pointer
   Vec acc[kChains][M * N];
 #pragma GCC unroll 2
   for (int c = 0; c < kChains; ++c) {
