@@ -261,7 +261,7 @@ class RegionKernel {
   const WorkItem* item_ = nullptr;
   bool permuted_ = false, in_panels_ = false, copied_ = false, streams_ = false;
   const bool prefetch_rows_ = prefetch_rows(), whole_lines_;
-  const double step_share_ = double(Operand<T>::kCount) / double(plan_.patch);  // of a patch, as divisions are slow
+  const double step_share_ = double(Operand<T>::kCount) / double(larger(plan_.patch, 1));  // as divisions are slow
   Span next_{};           // the tile that follows begins where this does,
   int64_t new_rows_ = 0;  // and has so many input rows that this one has not
   int64_t z_stride_ = 0;

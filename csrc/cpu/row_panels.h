@@ -30,7 +30,7 @@ bool wants_panels(const PlanView& plan, const WorkItem& item) {
   const Geometry& g = plan.geometry;
   const int64_t rows = item.row_count;
   const int64_t vectors = padded(rows) / kLanes, runs = g.dilation_w == 1 ? g.kernel_h : g.kernel_h * g.kernel_w;
-  if (rows == 0 || padded(rows) * plan.patch > kMostPanels) return false;
+  if (rows == 0 || plan.patch == 0 || padded(rows) * plan.patch > kMostPanels) return false;
   if (splits_lanes<T>(plan) && !packs(plan)) return false;
   const double copies = double(45 + 14 * runs);
   const double along = double(vectors * ceil_div(plan.patch, Operand<T>::kALane)) *

@@ -47,6 +47,19 @@ for channels in (torch.arange(1), torch.arange(21)):  # without and with whole v
     assert torch.where(got == expected[0], True, got == expected[-1]).all()
     assert lowrank_conv2d(torch.full_like(x, float("nan")), plan, bias, backend="cpu").isnan().all()
 """
+# Images without channels leave the bias; a process of its own, as a division by their number would end it.
+CHECK_NO_CHANNELS = """
+import torch
+from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d
+for kernel in (1, 3):
+    for rank in (0, 1, 5, 40):
+        part = RegionFactors(torch.arange(rank), (ClusterFactors(torch.arange(4), 0, torch.randn(4, rank)),))
+        geometry = Geometry((kernel, kernel), padding=(kernel // 2, kernel // 2))
+        plan = PackedPlan.pack(torch.randn(rank, 0), (part,), torch.zeros(8, 8, dtype=torch.int64), geometry)
+        bias = torch.randn(4)
+        got = lowrank_conv2d(torch.randn(2, 0, 8, 8), plan, bias, backend="cpu")
+        assert torch.equal(got, bias.view(1, 4, 1, 1).expand(2, 4, 8, 8)), (kernel, rank)
+"""
 
 
 def run_python(code: str, *args: str, **env: str) -> subprocess.CompletedProcess:
@@ -61,6 +74,11 @@ def test_every_instruction_set_meets_the_reference(isa):
     if "does not support" in done.stderr:
         pytest.skip(f"this machine has no {isa}")
     assert done.returncode == 0, done.stderr
+
+
+def test_images_without_channels_leave_the_bias():
+    done = run_python(CHECK_NO_CHANNELS)
+    assert done.returncode == 0, (done.returncode, done.stderr)
 
 
 def test_unknown_instruction_set_is_an_error():
