@@ -71,7 +71,7 @@ def means(files: dict[str, Rows]) -> list[str]:
         ("eta, R = 4 at 3x", "0.90, least 0.75", mean, "R4 3x", "eta"),
         ("eta, R = 4 at 10x", "0.90, least 0.75", mean, "R4 10x", "eta"),
         ("eta, R = 4 at 20x", "0.90, least 0.75", mean, "R4 20x", "eta"),
-        ("a plain copy of the maps as eta, R = 4 at 20x", "", mean, "R4 20x", "eta_limit"),
+        ("a plain copy of the maps as eta, R = 4 at 20x", "", mean, "R4 20x", "eta_copy"),
         ("over the best of ONNX Runtime and OpenVINO, R = 4", "0.85", mean, "R4 5.3x", "eta_runtimes"),
         ("over the best unfused chain, R = 1", "1.00", mean, "R1 5.3x", "speedup_over_best_chain"),
         ("time of unequal regions against R = 1 at equal FLOPs", "at most +5 %", slower, "Runequal 5.3x"),
