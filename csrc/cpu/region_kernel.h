@@ -38,7 +38,7 @@ class RegionKernel {
   static constexpr bool kGathers = sizeof(T) == sizeof(float);  // whether vectors put channels in order
 
   // Rows as the first stage wants them; bias in the clusters' order; whether each cluster's channels are neighbours,
-  // and if not, where each channel is; whether outputs are streamed.
+  // and if not, where each channel is; whether outputs are streamed, or fetched under panels.
   void enter(const Span& span) {
     const WorkItem& item = *span.item;
     item_ = &item;
@@ -61,6 +61,7 @@ class RegionKernel {
     permuted_ = moved != 0;
     target_ = permuted_ ? in_order_ : out_;
     streams_ = plan_.batch * plan_.image_size > kCached && whole_lines_ && (permuted_ ? kGathers : broken == 0);
+    fetches_ = !streams_ && !copied_ && plan_.batch * plan_.image_size > kCached / 2;  // smaller ones lose by it
     if (permuted_) {
       for (int64_t c = 0; c < plan_.out_channels; ++c) b_.inverse[c] = 0;  // should a channel be missing
       for (int64_t c = 0; c < plan_.out_channels; ++c) b_.inverse[order[c]] = int32_t(c);
@@ -148,6 +149,7 @@ class RegionKernel {
     const float* v = b_.panels + row * ceil_div(plan_.patch, Operand<T>::kALane);
     for (int b = first; b < last; ++b) {
       const Block<T>& block = blocks_[b];
+      if (fetches_ && p + 1 == parts.count) prefetch_outputs(block);
       HSCC_ISA::panel(block, int(vectors), v, z(block, row), z_stride_);
     }
   }
@@ -259,7 +261,7 @@ class RegionKernel {
   const Buffers<T>& b_;
   PatchBuilder<T>& patches_;
   const WorkItem* item_ = nullptr;
-  bool permuted_ = false, in_panels_ = false, copied_ = false, streams_ = false;
+  bool permuted_ = false, in_panels_ = false, copied_ = false, streams_ = false, fetches_ = false;
   const bool prefetch_rows_ = prefetch_rows(), whole_lines_;
   const double step_share_ = double(Operand<T>::kCount) / double(larger(plan_.patch, 1));  // as divisions are slow
   Span next_{};           // the tile that follows begins where this does,
