@@ -1,1 +1,1 @@
-"""Benches of the kernels and of whole models; ``python -m bench.kernels --help`` starts them."""
+"""Benches: of layers, whole networks, accuracy and GPUs, a folder each; ``python -m bench.kernels --help``."""

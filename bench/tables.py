@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from .cases import LAYERS, SHORT
-from .kernels import geomean
+from .kernels.cases import LAYERS, SHORT
+from .kernels.layers import geomean
 
 Rows = dict[tuple[str, str], dict]  # by layer and "R4 5.3x"
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import hscc
 import pytest
 import torch
-from hscc.evaluate import evaluate
-from hscc.loading import load_model, load_module
+from hscc.app.evaluate import evaluate
+from hscc.io.loading import load_model, load_module
 from torch import Tensor, nn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

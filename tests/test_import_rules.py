@@ -1,95 +1,50 @@
-"""The arrows of ``docs/architecture.md``: who may import whom, and how light an import is."""
+"""The arrows of ``docs/architecture.md``: who may import whom, how light an import is, how much a function takes."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import hscc
 import pytest
 
 import hscc_kernels
+from docs import rooms
 
 PACKAGES = {p.__name__: Path(p.__file__).parent for p in (hscc, hscc_kernels)}
-ALLOWED = {
-    "hscc_kernels": {
-        "errors": set(),
-        "plan": set(),
-        "_extension": set(),
-        "reference": {"plan"},
-        "arguments": {"plan"},
-        "backward": {"plan", "reference"},
-        "ops": {"_extension", "arguments", "backward", "reference", "triton_kernels"},
-        "dispatch": {"_extension", "errors"},
-        "functional": {"arguments", "dispatch", "ops", "plan"},
-        "projection": {"dispatch", "ops"},
-        "testing": {"reference", "plan"},
-    },
-    "hscc": {
-        "_version": set(),
-        "progress": set(),
-        "config": set(),
-        "stats": set(),
-        "work": set(),
-        "latency": {"_version", "distributed", "progress", "work"},
-        "report": set(),
-        "images": set(),
-        "clusters": set(),
-        "ranks": set(),
-        "layer": set(),
-        "projection": {"layer"},
-        "regions": {"stats"},
-        "factors": {"stats"},
-        "distributed": set(),
-        "calibrate": {"distributed", "regions", "stats", "progress"},
-        "surgery": {"layer"},
-        "chains": {"config", "layer", "ranks", "stats"},
-        "baselines": {"calibrate", "chains", "config", "distributed", "ranks", "report", "search", "stats"},
-        "search": {"ranks"},
-        "sensitivity": {"calibrate", "distributed", "regions"},
-        "heads": {"calibrate", "distributed"},
-        "squeeze": {"calibrate", "chains", "distributed", "projection", "stats", "work"},
-        "structure": {
-            *("clusters", "config", "factors", "latency", "layer", "ranks", "regions"),
-            *("squeeze", "stats", "work"),
-        },
-        "fitting": {"config", "factors", "layer", "projection", "stats", "structure"},
-        "rectifiers": {"calibrate", "distributed"},
-        "reconstruct": {
-            *("calibrate", "config", "distributed", "factors", "fitting", "layer", "projection", "rectifiers", "stats"),
-            "structure",
-        },
-        "compress": {
-            *("baselines", "calibrate", "chains", "config", "fitting", "heads", "latency", "layer", "progress"),
-            *("ranks", "reconstruct", "rectifiers", "regions", "report", "search", "sensitivity", "squeeze", "stats"),
-            *("structure", "surgery", "work"),
-        },
-        "checkpoint": {"chains", "layer", "projection", "report", "surgery"},
-        "finetune": {"calibrate", "checkpoint", "layer", "projection"},
-        "fuse": {"layer", "projection"},
-        "evaluate": {"progress"},
-        "figures": {"layer", "report"},
-        "loading": {"checkpoint", "images"},
-        "demo": {
-            *(
-                "_version",
-                "compress",
-                "config",
-                "evaluate",
-                "figures",
-                "fuse",
-                "images",
-                "latency",
-                "loading",
-                "report",
-            ),
-        },
-        "cli": {
-            *("Budget", "Config", "compress_", "demo", "evaluate", "finetune", "images", "load_", "loading", "save"),
-        },
-    },
+BELOW = {
+    "config",
+    "report",
+    "progress",
+    "nn",
+    "hscc_kernels",
+}  # these know nothing of each other, but nn of the kernels
+ROOMS = {
+    "app": {"compress", "fit", "search", "io", *BELOW},
+    "compress": {"baselines", "fit", "search", "observe", *BELOW},
+    "fit": {"search", "observe", "maths", "io", *BELOW},
+    "baselines": {"search", "observe", "maths", *BELOW},
+    "search": {"observe", "maths", *BELOW},
+    "observe": {"maths", "progress"},
+    "io": {"nn", "report", "hscc_kernels"},
+    "nn": {"hscc_kernels"},
+    **dict.fromkeys(("maths", "config", "report", "progress", "hscc_kernels"), set()),
+}
+KERNELS = {
+    "errors": set(),
+    "plan": set(),
+    "_extension": set(),
+    "reference": {"plan"},
+    "arguments": {"plan"},
+    "backward": {"plan", "reference"},
+    "ops": {"_extension", "arguments", "backward", "reference", "triton_kernels"},
+    "dispatch": {"_extension", "errors"},
+    "functional": {"arguments", "dispatch", "ops", "plan"},
+    "projection": {"dispatch", "ops"},
+    "testing": {"reference", "plan"},
 }
 
 
@@ -106,13 +61,38 @@ def imports(path: Path) -> tuple[set[str], set[str]]:
     return own, other
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_arrows(package: str) -> None:
-    files = {path.stem: path for path in PACKAGES[package].glob("*.py") if path.stem != "__init__"}
-    assert set(files) == set(ALLOWED[package]), "a new file needs its arrows here and in docs/architecture.md"
+def test_rooms_import_only_what_lies_below() -> None:
+    found = rooms.arrows()
+    assert set(found) == set(ROOMS), "a new room needs its arrows here and a line in docs/architecture.md"
+    for room, others in found.items():
+        assert others <= ROOMS[room], room
+
+
+def test_files_import_in_no_circle() -> None:
+    graph = {name: set(rooms.imports(name, path)) for name, path in rooms.modules().items()}
+    assert len([*TopologicalSorter(graph).static_order()]) == len(graph) + 1  # and the kernels
+
+
+def test_the_picture_is_of_today() -> None:
+    assert (rooms.ROOT / "docs" / "rooms.svg").read_text() == rooms.svg(), "run python docs/rooms.py"
+
+
+def test_kernels_files() -> None:
+    files = {path.stem: path for path in PACKAGES["hscc_kernels"].glob("*.py") if path.stem != "__init__"}
+    assert set(files) == set(KERNELS), "a new file needs its arrows here"
     for name, path in files.items():
         own, _ = imports(path)
-        assert own <= ALLOWED[package][name], f"{package}.{name}"
+        assert own <= KERNELS[name], name
+
+
+def test_no_function_has_more_than_six_parameters() -> None:
+    """But commands: their parameters are the options of the command line."""
+    for name, path in rooms.modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and "app.command()" not in map(ast.unparse, node.decorator_list):
+                given = node.args
+                count = sum(map(len, (given.posonlyargs, given.args, given.kwonlyargs)))
+                assert count + bool(given.vararg) + bool(given.kwarg) <= 6, f"{name}.{node.name}"
 
 
 def test_kernels_never_import_the_thin_layer() -> None:
@@ -132,6 +112,31 @@ def test_import_is_light_and_silent() -> None:
         "print(sorted(heavy), torch.cuda.is_initialized())"
     )
     assert run(code).strip() == "[] False"
+
+
+def test_public_names_are_there() -> None:
+    assert (
+        run("from hscc import *; import hscc; print(len(set(hscc.__all__) & set(globals())))")
+        == f"{len(hscc.__all__)}\n"
+    )
+    with pytest.raises(AttributeError, match="module 'hscc' has no attribute 'compres'"):
+        hscc.compres  # noqa: B018
+
+
+def test_a_loaded_model_needs_little(tmp_path: Path) -> None:
+    """Of all rooms nn, and of io the checkpoint; no scikit-learn, no scipy."""
+    path = tmp_path / "small.safetensors"
+    model = "torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))"
+    made = f"x = torch.randn(4, 3, 9, 9); model = {model}; hscc.compress_(model, [x], hscc.Config(hscc.flops(1.5)))"
+    run(f"import torch, hscc; {made}; hscc.save(model, {str(path)!r})")
+    code = (
+        f"import sys, torch; import hscc; model = {model}; hscc.load_(model, {str(path)!r})\n"
+        "assert model(torch.randn(2, 3, 9, 9)).shape == (2, 8, 5, 5)\n"
+        "heavy = {'sklearn', 'scipy', 'matplotlib', 'triton', 'typer', 'PIL'} & set(sys.modules)\n"
+        "print(sorted(heavy), *sorted(m for m in sys.modules if m.startswith('hscc.')))"
+    )
+    rooms_used = "hscc._version hscc.io hscc.io.checkpoint hscc.nn hscc.nn.chain hscc.nn.conv2d hscc.nn.projection"
+    assert run(code).strip() == f"[] {rooms_used} hscc.nn.surgery hscc.report"
 
 
 def test_works_without_the_extension_and_without_triton() -> None:

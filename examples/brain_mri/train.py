@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from hscc.images import METADATA_KEY, ClassFolders, ImageSpec, read_image
+from hscc.io.images import METADATA_KEY, ClassFolders, ImageSpec, read_image
 from model import build
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import typer
 from data import CLASSES, HELD_OUT, ROOT, load
-from hscc.images import METADATA_KEY, ImageSpec
+from hscc.io.images import METADATA_KEY, ImageSpec
 from model import build, fold
 from rich.progress import Progress
 from safetensors.torch import save

@@ -1,14 +1,19 @@
 """hscc: makes trained CNNs smaller and really faster without retraining."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ._version import __version__
-from .checkpoint import load_, save
-from .compress import CompressionPlan, apply_, compress_, plan
-from .config import Budget, Config, energy, flops, params
-from .finetune import FinetuneReport, finetune
-from .fuse import fuse_relu_
-from .layer import HSCConv2d
-from .projection import Projection, SqueezedConv2d
-from .report import LayerReport, Report
+
+if TYPE_CHECKING:
+    from .compress import CompressionPlan, apply_, compress_, plan
+    from .config import Budget, Config, energy, flops, params
+    from .fit.finetune import FinetuneReport, finetune
+    from .io.checkpoint import load_, save
+    from .nn.conv2d import HSCConv2d
+    from .nn.fuse import fuse_relu_
+    from .nn.projection import Projection, SqueezedConv2d
+    from .report import LayerReport, Report
 
 __all__ = [
     "Budget",
@@ -32,3 +37,27 @@ __all__ = [
     "plan",
     "save",
 ]
+
+_HOMES = {
+    "compress": ("CompressionPlan", "apply_", "compress_", "plan"),
+    "config": ("Budget", "Config", "energy", "flops", "params"),
+    "fit.finetune": ("FinetuneReport", "finetune"),
+    "io.checkpoint": ("load_", "save"),
+    "nn.conv2d": ("HSCConv2d",),
+    "nn.fuse": ("fuse_relu_",),
+    "nn.projection": ("Projection", "SqueezedConv2d"),
+    "report": ("LayerReport", "Report"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Public names come from their rooms when they are first asked for: a loaded model needs no search."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

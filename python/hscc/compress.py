@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from . import (
-    baselines,
-    calibrate,
-    fitting,
-    heads,
-    reconstruct,
-    rectifiers,
-    regions,
-    search,
-    sensitivity,
-    squeeze,
-    structure,
-    surgery,
-)
-from .chains import Chain
-from .config import REDUCTIONS, Config
-from .latency import Machine
-from .progress import track
-from .ranks import Cost
-from .regions import RegionMap
+from .baselines import plan as baselines
+from .baselines.chain import Chain
+from .config import Config
+from .fit import network
+from .nn import surgery
+from .observe import calibrate
+from .observe.data import Calibration
 from .report import LayerReport, Report
-from .stats import Profile, SplitMoments
-from .structure import LayerPlan, LayerStats
+from .search import allocate, options, stats
+from .search.cost import Cost, remaining, row, total
+from .search.latency import Machine
+from .search.plan import LayerPlan
 
 FEW_IMAGES = 64
 
@@ -48,21 +34,27 @@ class CompressionPlan:
     warnings: tuple[str, ...] = ()
     machine: Machine | None = None
 
+    @property
+    def reads(self) -> bool:
+        """Whether :func:`apply_` needs the data."""
+        return self.config.method in baselines.METHODS or network.reads(self.layers, self.config)
+
     def report(self) -> Report:
         """What the compressed model will hold, and the errors predicted on calibration data kept apart."""
         if self.config.method in baselines.METHODS:
-            rows = [baselines.row(layer, self.targets.names) for layer in self.layers.values()]
+            rows = [baselines.row_of(layer) for layer in self.layers.values()]
         else:
-            rows = [_layer_row(layer, self.targets, layer.choice.cost) for layer in self.layers.values()]
+            rows = [layer.row(layer.choice.cost) for layer in self.layers.values()]
         return self._report(rows)
 
     def _report(self, rows: list[LayerReport], refitted: Iterable[str] = ()) -> Report:
         """Of these rows and those of convolutions that cannot be compressed."""
         untouched = [
-            _row(name, self.targets, cost, cost, self.machine, reason=self.targets.skipped[name])
+            row(name, cost, cost, self.machine is not None, reason=self.targets.skipped[name])
             for name, cost in self.others.items()
         ]
-        return Report(tuple(rows + untouched), self.warnings, self.machine and self.machine.error, tuple(refitted))
+        named = tuple(replace(r, shared_with=self.targets.names[r.name][1:]) for r in rows + untouched)
+        return Report(named, self.warnings, self.machine and self.machine.error, tuple(refitted))
 
 
 def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_progress: bool = False) -> Report:
@@ -90,33 +82,30 @@ def plan(model: nn.Module, calibration: Iterable, config: Config, *, show_progre
     """Chooses regions, clusters and ranks of every layer; arguments as for :func:`compress_`."""
     if not isinstance(config, Config):
         raise TypeError(f"config: got {type(config).__name__}, expected hscc.Config")
-    if config.method == "svd":
-        config = replace(
-            config,
-            region_method="none",
-            clusters=1,
-            reconstruction="independent",
-            search=False,
-            sharing=False,
-            sensitivity=False,
-        )
+    config = config.resolved
+    data = Calibration.of(model, calibration, config.seed, show_progress)
     targets = surgery.find(model, config.skip)
-    profiles = calibrate.profile(model, calibration, targets.layers, show_progress)
+    profiles = calibrate.profile(model, data, targets.layers)
     for name in [name for name in targets.layers if name not in profiles]:
         targets.layers.pop(name)
         targets.skipped[name] = "did not run on the calibration data"
-    machine, seconds = _times(model, calibration, targets, config, show_progress)
-    others = _others(model, calibration, targets, seconds)
+    machine, seconds, others = _costs(model, data, targets, config)
     if config.method in baselines.METHODS:
-        seen = baselines.look(model, calibration, profiles, config, show_progress)
-        limit = _limit(_sum(layer.dense for layer in seen.values()), _sum(others.values()), config)
-        return CompressionPlan(config, baselines.with_ranks(seen, limit, config.budget.energy), targets, others)
-    stats = _look(model, calibration, targets.layers, profiles, config, show_progress)
+        seen = baselines.look(model, data, profiles, config)
+        most = remaining(total(layer.dense for layer in seen.values()), total(others.values()), config.budget)
+        return CompressionPlan(config, baselines.with_ranks(seen, most, config.budget.energy), targets, others)
+    looked = stats.look(model, data, targets.layers, profiles, config)
     if machine:
-        stats = {name: replace(layer, machine=machine, dense_seconds=seconds[name]) for name, layer in stats.items()}
-    images = max((layer.profile.images // layer.profile.calls for layer in stats.values()), default=0)
-    found = _options(model, calibration, stats, config, show_progress)
-    layers = _choose(stats, found, _sum(others.values()), config)
+        looked = {name: replace(layer, machine=machine, dense_seconds=seconds[name]) for name, layer in looked.items()}
+    found = options.find(model, data, looked, config)
+    chosen = allocate.within_budget(
+        {name: [option for _, option in several] for name, several in found.items()},
+        total(layer.dense for layer in looked.values()),
+        total(others.values()),
+        config.budget,
+    )
+    layers = {name: LayerPlan(looked[name], found[name][index][0], choice) for name, (index, choice) in chosen.items()}
+    images = max((layer.profile.images // layer.profile.calls for layer in looked.values()), default=0)
     return CompressionPlan(config, layers, targets, others, _warnings(images), machine)
 
 
@@ -127,32 +116,16 @@ def apply_(
 
     The data are needed once more by sequential reconstruction, squeezed layers, Tucker-2 and spatial SVD.
     """
-    config = plan.config
-    baseline, head = config.method in baselines.METHODS, {}
-    sequential = config.reconstruction == "sequential" and config.factorization == "activation"
-    reads = sequential or baseline or any(layer.structure.squeeze for layer in plan.layers.values())
-    if reads and calibration is None:
+    if plan.reads and calibration is None:
         wanted = "the data for sequential reconstruction, squeezed layers and baselines"
         raise ValueError(f"calibration: got None, expected {wanted}")
-    if baseline:
-        fitted, rows = baselines.fit(model, plan.layers, plan.targets.names, calibration, show_progress)
+    data, head = Calibration.of(model, calibration, plan.config.seed, show_progress), {}
+    if plan.config.method in baselines.METHODS:
+        fitted, rows = baselines.fit(model, plan.layers, data)
     else:
-        student, fitted = copy.deepcopy(model), {}
-        rectified = rectifiers.find(model, calibration, plan.layers) if reads else {}
-        for name, layer in plan.layers.items():
-            if layer.stays_dense:
-                continue
-            if sequential or layer.structure.squeeze:
-                rectifier = rectified.get(name)
-                fitted[name] = reconstruct.fit(model, student, calibration, layer, rectifier, config, show_progress)
-            else:
-                fitted[name] = fitting.fit(layer, layer.stats.moments.total(), config)
-            if sequential:
-                surgery.swap_(student, plan.targets.names[name], fitted[name])
-        if sequential and fitted:
-            head = heads.refit(model, student, calibration, config.skip, show_progress)
+        fitted, head = network.fit(model, plan.layers, plan.targets.names, data, plan.config)
         costs = {name: plan.layers[name].cost(module.plan) for name, module in fitted.items()}
-        rows = [_layer_row(layer, plan.targets, costs.get(name)) for name, layer in plan.layers.items()]
+        rows = [layer.row(costs.get(name, layer.stats.dense)) for name, layer in plan.layers.items()]
     for name, module in fitted.items():
         surgery.swap_(model, plan.targets.names[name], module)
     model.load_state_dict(head, strict=False)
@@ -160,143 +133,28 @@ def apply_(
     return plan._report(rows, head)
 
 
-def _times(model, calibration, targets: surgery.Targets, config: Config, show: bool):
-    """(the machine's speed, seconds of all calls of each convolution), where they count."""
-    if not config.timed or not targets.layers:
-        return None, {}
-    names = [*targets.layers, *targets.skipped]
-    convs = {name: model.get_submodule(name) for name in names}
-    sizes = calibrate.input_sizes(model, calibration, convs)
-    machine = Machine.measured(next(iter(convs.values())).weight.detach(), config.latency_batch, show)
-    return machine, machine.dense_seconds({name: (conv, sizes[name]) for name, conv in convs.items()}, show)
-
-
-def _others(model, calibration, targets: surgery.Targets, seconds: Mapping[str, float]) -> dict[str, Cost]:
-    """What the convolutions that cannot be compressed cost."""
-    convs = {name: model.get_submodule(name) for name in targets.skipped}
-    flops = calibrate.count_flops(model, calibration, convs)
-    numbers = {name: sum(p.numel() for p in conv.parameters()) for name, conv in convs.items()}
-    return {
-        name: Cost(flops[name], numbers[name], numbers[name] * conv.weight.element_size(), seconds.get(name, 0))
-        for name, conv in convs.items()
-    }
-
-
-def _look(model, calibration, layers: Mapping[str, nn.Conv2d], profiles, config: Config, show: bool):
-    """Statistics of every layer, in the order in which they run."""
-    cells, empty = {}, {}
-    for name, profile in profiles.items():
-        cells[name] = regions.split(profile, config.region_method, config.regions, config.seed)
-        empty[name] = _halves(profile, cells[name], False)
-    moments, inputs = calibrate.moments(model, calibration, {name: layers[name] for name in profiles}, empty, show)
-    watched = {name: layers[name] for name in profiles}
-    weighted = config.sensitivity and config.factorization == "activation" and config.budget.energy is None
-    if weighted and watched:
-        metrics = sensitivity.measure(model, calibration, watched, cells, config.seed, show)
-    else:
-        metrics = {name: sensitivity.plain(layer, cells[name]) for name, layer in watched.items()}
-    return {
-        name: LayerStats(name, layers[name], profile, cells[name], moments[name], *metrics[name], inputs[name])
-        for name, profile in profiles.items()
-    }
-
-
-def _options(model, calibration, stats: Mapping[str, LayerStats], config: Config, show: bool):
-    """What each layer may become, with and without squeeze."""
-    several = {name: structure.structures(layer, config) for name, layer in stats.items()}
-    listed = track(list(stats.items()), "structures", show)
-    found = {name: structure.options(layer, several[name], config) for name, layer in listed}
-    if not (config.squeeze and config.search and config.factorization == "activation") or config.budget.energy:
-        return found
-    squeezes = {
-        name: squeeze.candidates(layer.conv, layer.inputs, layer.everything[1].root) for name, layer in stats.items()
-    }
-    for group in squeeze.groups(squeezes, {name: layer.cells.count for name, layer in stats.items()}):
-        chosen = {name: squeezes[name] for name in group}
-        empty = {name: [_halves(stats[name].profile, stats[name].cells, True) for _ in chosen[name]] for name in group}
-        squeeze.moments(model, calibration, {name: stats[name].conv for name in group}, chosen, empty, show)
-        for name in track(group, "squeezed structures", show):
-            for own, behind in zip(chosen[name], empty[name], strict=True):
-                squeezed = [replace(plain, squeeze=own) for plain in several[name]]
-                found[name] += structure.options(stats[name], squeezed, config, behind)
-    return found
-
-
-def _choose(stats: Mapping[str, LayerStats], found, fixed: Cost, config: Config):
-    """The structure and ranks of every layer within the budget."""
-    if config.budget.energy is not None:
-        chosen = {name: (0, option[0][1].keeping(config.budget.energy)) for name, option in found.items()}
-    else:
-        dense = _sum(layer.dense for layer in stats.values())
-        options = {name: [option for _, option in several] for name, several in found.items()}
-        chosen = search.choose(options, dense, _limit(dense, fixed, config)) if options else {}
-    return {name: LayerPlan(stats[name], found[name][index][0], choice) for name, (index, choice) in chosen.items()}
-
-
-def _halves(profile: Profile, cells: RegionMap, paired: bool) -> SplitMoments:
-    return SplitMoments(tuple(calibrate.empty_moments(profile, cells, paired) for _ in range(2)))
-
-
-def _limit(dense: Cost, fixed: Cost, config: Config) -> Cost:
-    """What the budget leaves to the layers, whose dense cost is given; ``fixed`` is what cannot be compressed.
-
-    Whatever is limited, no more numbers are stored than in the dense model.
-    """
-    left = []
-    for name, all_dense, stays in zip(REDUCTIONS, dense, fixed, strict=True):
-        reduction = getattr(config.budget, name) or (1 if name == "params" else None)
-        left.append(math.inf if reduction is None else (all_dense + stays) / reduction - stays)
-        if left[-1] < 0:
-            raise ValueError(
-                f"budget: got {name}={reduction:g}, expected at most {(all_dense + stays) / stays:.2f}: the layers "
-                "that cannot be compressed need the rest"
-            )
-    return Cost(*left)
-
-
-def _sum(costs: Iterable[Cost]) -> Cost:
-    return functools.reduce(Cost.plus, costs, Cost(0, 0))
+def _costs(
+    model: nn.Module, data: Calibration, targets: surgery.Targets, config: Config
+) -> tuple[Machine | None, Mapping[str, float], dict[str, Cost]]:
+    """(the machine's speed and the seconds of all calls of each convolution, where they count; what the convolutions
+    that cannot be compressed cost)."""
+    timed = config.timed and targets.layers
+    convs = {name: model.get_submodule(name) for name in (*(targets.layers if timed else ()), *targets.skipped)}
+    calls = calibrate.calls(model, data, convs)
+    machine, seconds = None, dict.fromkeys(convs, 0.0)
+    if timed:
+        machine = Machine.measured(next(iter(convs.values())).weight.detach(), config.latency_batch, data.show)
+        sizes = {name: (conv, [call.x for call in calls[name]]) for name, conv in convs.items()}
+        seconds = machine.dense_seconds(sizes, data.show)
+    others = {}
+    for name in targets.skipped:
+        numbers = sum(p.numel() for p in convs[name].parameters())
+        size = numbers * convs[name].weight.element_size()
+        others[name] = Cost(sum(call.flops(convs[name]) for call in calls[name]), numbers, size, seconds[name])
+    return machine, seconds, others
 
 
 def _warnings(images: int) -> tuple[str, ...]:
     if images >= FEW_IMAGES:
         return ()
     return (f"{images} calibration images: got fewer than {FEW_IMAGES}, so regions and ranks rest on little",)
-
-
-def _layer_row(layer: LayerPlan, targets: surgery.Targets, cost: Cost | None) -> LayerReport:
-    """Of a layer that was looked at; ``cost`` is what its factors take, if it has any."""
-    name, dense, machine = layer.stats.name, layer.stats.dense, layer.stats.machine
-    if not layer.stays_dense:
-        return _row(
-            name,
-            targets,
-            dense,
-            cost,
-            machine,
-            ranks=layer.region_ranks,
-            rows=layer.choice.pool or 0,
-            squeeze=layer.structure.squeeze.conv.in_channels if layer.structure.squeeze else 0,
-            region_sizes=tuple(layer.structure.regions.sizes()),
-            error=layer.error,
-        )
-    reason = "factors would not be cheaper under this budget"
-    if (slower := layer.choice.slower) is not None:
-        reason = f"factors would take {1e3 * slower:.3f} ms, the dense layer {1e3 * dense.seconds:.3f} ms"
-    return _row(name, targets, dense, dense, machine, reason=f"stays dense: {reason}")
-
-
-def _row(name: str, targets: surgery.Targets, dense: Cost, cost: Cost, machine: Machine | None, **rest) -> LayerReport:
-    return LayerReport(
-        name=name,
-        dense_flops=dense.flops,
-        flops=int(cost.flops),
-        dense_parameters=dense.parameters,
-        parameters=int(cost.parameters),
-        dense_bytes=dense.bytes,
-        bytes=int(cost.bytes),
-        dense_ms=1e3 * dense.seconds if machine else None,
-        ms=1e3 * cost.seconds if machine else None,
-        shared_with=targets.names[name][1:],
-        **rest,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 _VERSION = 1
 REDUCTIONS = ("flops", "params", "bytes", "latency")  # the limits that can stand together, as costs are ordered
@@ -63,6 +63,14 @@ _CHOICES = {
     "factorization": ("activation", "weight"),
     "region_method": ("kmeans", "grid", "none"),
     "reconstruction": ("sequential", "independent"),
+}
+_PLAIN = {
+    "region_method": "none",
+    "clusters": 1,
+    "reconstruction": "independent",
+    "search": False,
+    "sharing": False,
+    "sensitivity": False,
 }
 
 
@@ -130,6 +138,16 @@ class Config:
             raise ValueError(f"method: got {self.method!r}, whose time is not known, expected 'hscc' or 'svd'")
         if not self.ridge >= 0:
             raise ValueError(f"ridge: got {self.ridge}, expected a number of at least 0")
+
+    @property
+    def resolved(self) -> Config:
+        """With what the method implies: "svd" is ours without all that makes it ours."""
+        return replace(self, **_PLAIN) if self.method == "svd" else self
+
+    @property
+    def sequential(self) -> bool:
+        """Whether layers are fitted behind the compressed ones before them."""
+        return self.reconstruction == "sequential" and self.factorization == "activation"
 
     @property
     def timed(self) -> bool:

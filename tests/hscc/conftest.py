@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from hscc import compress
-from hscc.latency import Machine
-from hscc.work import Work
+from hscc.search.latency import Machine
+from hscc.search.work import Work
 from torch import Tensor, nn
 
 

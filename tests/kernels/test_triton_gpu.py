@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench.cases import LAYERS, Case, make_input, make_plan
+from bench.kernels.cases import LAYERS, Case, make_input, make_plan
 from hscc_kernels import Geometry, lowrank_conv2d, testing
 from hscc_kernels.triton_kernels import autotune, configs
 from hscc_kernels.triton_kernels import lowrank_conv2d as module

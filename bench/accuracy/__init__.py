@@ -1,0 +1,1 @@
+"""Accuracy after compression, by method and reduction."""

@@ -1,0 +1,1 @@
+"""One call on a GPU machine: correctness, times, floors."""

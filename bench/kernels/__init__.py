@@ -1,0 +1,1 @@
+"""The fused kernel on single layers, against dense and unfused low-rank convolutions."""

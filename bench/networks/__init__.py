@@ -1,0 +1,1 @@
+"""Whole networks: how long they take, and how long their compression does."""

@@ -1,0 +1,1 @@
+"""The usual low-rank convolutions as peers of ours."""

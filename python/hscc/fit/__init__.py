@@ -1,0 +1,1 @@
+"""Chosen structures as factors: fitted, refitted, fine-tuned."""

@@ -1,0 +1,116 @@
+"""One layer of a compressed network, fitted to what the dense network gives there. Derivation: ``docs/math.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from ..maths.factors import Basis
+from ..maths.moments import Moments
+from ..nn.conv2d import HSCConv2d, dense_bias, patches, weight_rows
+from ..nn.projection import Projection, SqueezedConv2d
+from ..observe import calibrate, distributed
+from ..observe.data import Calibration
+from ..observe.rectifiers import Rectifier
+from ..search.plan import LayerPlan
+from . import fitting
+
+ROUNDS = 3  # of fits that look through the ReLU; most is won by the first
+KEPT = 2**29  # bytes of a layer's inputs and outputs that they look at
+PATCH_PRODUCTS = 4  # times those of the dense layer that moments of patches may take
+PATCH_MOMENTS = 2**29  # bytes that they may take
+AT_A_TIME = 2**24  # numbers of a basis
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the factors of a layer are computed from: values of ``basis``, of inputs behind ``squeeze``."""
+
+    conv: nn.Conv2d
+    squeeze: Projection | None
+    basis: Basis
+    patched: bool
+
+    @classmethod
+    def of(cls, layer: LayerPlan) -> Values:
+        """Patches where their moments are affordable, else outputs of the dense layer."""
+        stats, squeeze, conv = layer.stats, layer.structure.squeeze, layer.structure.conv(layer.stats)
+        rows, bias = weight_rows(conv).double(), dense_bias(conv).double()
+        outputs, length = rows.shape
+        quick = length**2 <= PATCH_PRODUCTS * stats.conv.weight.numel()
+        patched = length <= outputs or (quick and 8 * stats.cells.count * length**2 <= PATCH_MOMENTS)
+        basis = Basis.patches(rows) if patched else Basis.outputs(rows, bias)
+        return cls(conv, squeeze.layer() if squeeze else None, basis, patched)
+
+    def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """x (N, C, H, W), y (N, O, Ho, Wo), few images at a time, and between them their values (n, X, Ho, Wo)."""
+        count = max(1, AT_A_TIME // (len(self.basis.weight) * y.shape[2:].numel()))
+        for part, wanted in zip(x.split(count), y.split(count), strict=True):
+            inputs = part if self.squeeze is None else self.squeeze(part)
+            yield part, patches(self.conv, inputs) if self.patched else self.conv(inputs), wanted
+
+
+@dataclass
+class Samples:
+    """Pairs of a layer's input in the student and its output in the dense model, up to :data:`KEPT` bytes."""
+
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    bytes: int = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        self.bytes += x.nbytes + y.nbytes
+        if self.bytes <= KEPT:
+            self.pairs.append((x, y))
+
+
+def fit(
+    model: nn.Module,
+    student: nn.Module,
+    calibration: Calibration,
+    layer: LayerPlan,
+    rectifier: Rectifier | None,
+    config: Config,
+) -> HSCConv2d | SqueezedConv2d:
+    """The factors of a layer for the inputs that it has in ``student``, where it is still dense.
+
+    With a ``rectifier``, differences that its ReLU hides do not count, in as many samples as are kept.
+    """
+    values = Values.of(layer)
+    moments, samples = gather(model, student, calibration, layer, values)
+    fitted = fitting.fit(layer, moments, config, values.basis)
+    for _ in range(ROUNDS if rectifier else 0):
+        fitted = fitting.fit(layer, _behind(rectifier, fitted, moments, samples, values), config, values.basis)
+    return fitted
+
+
+def gather(
+    model: nn.Module, student: nn.Module, calibration: Calibration, layer: LayerPlan, values: Values
+) -> tuple[Moments, Samples]:
+    """Moments of the values in the student against the outputs of the dense model, and the first of the samples."""
+    stats, samples = layer.stats, Samples()
+    moments = calibrate.empty_moments(stats.profile, stats.cells, width=len(values.basis.weight))
+
+    def see(x: Tensor, y: Tensor) -> None:
+        samples.add(x, y)
+        for _, seen, wanted in values.parts(x, y):
+            moments.add(seen, wanted)
+
+    calibrate.visit_pairs(model, student, calibration, stats.name, stats.profile.calls, see)
+    calibrate.sum_({stats.name: moments})
+    return moments, samples
+
+
+@torch.no_grad()
+def _behind(rectifier: Rectifier, fitted: nn.Module, moments: Moments, samples: Samples, values: Values) -> Moments:
+    """The moments with the wanted outputs that are nearest to what ``fitted`` gives and as good behind the ReLU."""
+    total, cross = torch.zeros_like(moments.target_total), torch.zeros_like(moments.cross)
+    change = replace(moments, target_total=total, cross=cross)
+    for x, y in samples.pairs:
+        for part, seen, wanted in values.parts(x, y):
+            change.add_change(seen, rectifier.wanted(wanted, fitted(part)) - wanted)
+    distributed.sum_(total, cross)
+    return replace(moments, target_total=moments.target_total + total, cross=moments.cross + cross)

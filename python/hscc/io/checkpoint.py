@@ -1,0 +1,194 @@
+"""Compressed models as one safetensors file: tensors plus versioned JSON; no pickle, no dense weights needed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hscc_kernels import PackedPlan
+
+from ..nn.chain import ConvChain
+from ..nn.conv2d import HSCConv2d
+from ..nn.projection import Projection, SqueezedConv2d
+from ..nn.surgery import channels_last_, swap_
+from ..report import Report
+
+_KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 2
+_STAGE = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+_TENSORS = ("v", "u", "bias", "positions", "rows", "channels", "work", "clusters")
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    report: Report | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a compressed model; an interrupted write leaves no half file.
+
+    Args:
+        report: kept with the weights, so that ``load_`` can return it.
+        metadata: further texts for the file's header, e.g. ``{"hscc.images": spec.to_json()}``.
+    """
+    from safetensors.torch import save as to_bytes
+
+    names = list(model.named_modules(remove_duplicate=False))
+    inner = {id(module.conv) for _, module in names if isinstance(module, SqueezedConv2d)}
+    ours = (HSCConv2d, SqueezedConv2d, ConvChain)
+    layers = {name: _describe(m) for name, m in names if isinstance(m, ours) and id(m) not in inner}
+    if not layers:
+        raise ValueError("model: got one without HSCConv2d or ConvChain, expected a compressed model")
+    tensors, first, shared = {}, {}, {}
+    for key, tensor in model.state_dict().items():
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else key
+        if identity in first:
+            shared[key] = first[identity]
+        else:
+            first[identity] = key
+            tensors[key] = tensor.detach().contiguous().cpu()
+    header = {
+        "_type": _TYPE,
+        "_version": _VERSION,
+        "layers": layers,
+        "shared": shared,
+        "report": None if report is None else report.to_dict(),
+    }
+    _write(Path(path), to_bytes(tensors, {**(metadata or {}), _KEY: json.dumps(header)}))
+
+
+def load_(model: nn.Module, path: str | Path) -> Report | None:
+    """Turns a fresh dense model of the same architecture into the saved compressed one, in place.
+
+    The model is changed only when the whole file fits. Returns the report that was saved with it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, foreign, of an unknown version, or made from another architecture.
+    """
+    tensors, header = _read(Path(path))
+    tensors |= {key: tensors[other] for key, other in header["shared"].items()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    built: dict[str, nn.Module] = {}
+    by_factor: dict[frozenset[int], nn.Module] = {}
+    for name, layer in header["layers"].items():
+        if not isinstance(modules.get(name), nn.Conv2d):
+            got = type(modules[name]).__name__ if name in modules else "no module"
+            raise ValueError(f"{path}: layer {name!r}: got {got} in the model, expected the dense nn.Conv2d")
+        own = [key for key in tensors if key.startswith(f"{name}.")]
+        parts = {key.removeprefix(f"{name}."): tensors.pop(key) for key in own}
+        same = frozenset(id(t) for t in parts.values() if t.numel())  # a module under several names stays one
+        if same not in by_factor:
+            by_factor[same] = _build(parts, layer, f"{path}: layer {name!r}")
+        built[name] = by_factor[same]
+    replaced = tuple(f"{name}." for name in built)
+    rest = {key: value for key, value in model.state_dict().items() if not key.startswith(replaced)}
+    wrong = sorted(key for key in rest.keys() ^ tensors.keys()) or sorted(
+        key for key in rest if rest[key].shape != tensors[key].shape
+    )
+    if wrong:
+        raise ValueError(f"{path}: got other tensors than the model's, e.g. {wrong[0]!r}, expected its architecture")
+    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
+    for name, module in built.items():
+        swap_(model, (name,), module.to(device).train(model.training))
+    model.load_state_dict(tensors, strict=False)
+    channels_last_(model)
+    return None if header["report"] is None else Report.from_dict(header["report"])
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The header texts of any safetensors file; ValueError when it is unreadable."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint: got {str(path)!r}, expected a file")
+    try:
+        with safe_open(str(path), "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: got an unreadable or truncated file ({error}), expected safetensors") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
+    from safetensors.torch import load_file
+
+    metadata = read_metadata(path)
+    if _KEY not in metadata:
+        raise ValueError(f"{path}: got a file without hscc metadata, expected one written by hscc.save")
+    try:
+        header = json.loads(metadata[_KEY])
+        kind, version = header["_type"], header["_version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: got damaged hscc metadata ({error!r}), expected a checkpoint header") from error
+    if kind != _TYPE or version != _VERSION:
+        raise ValueError(f"{path}: got {kind} version {version}, expected {_TYPE} version {_VERSION}")
+    return load_file(path), header
+
+
+def _describe(layer: HSCConv2d | SqueezedConv2d | ConvChain) -> dict:
+    if isinstance(layer, ConvChain):
+        return {"stages": [{name: getattr(conv, name) for name in _STAGE} for conv in layer]}
+    layer = layer.conv if isinstance(layer, SqueezedConv2d) else layer
+    return {
+        "geometry": layer.geometry.flat(),
+        "out_size": layer.out_size,
+        "padding": layer.padding,
+        "padding_mode": layer.padding_mode,
+        "activation": layer.activation,
+    }
+
+
+def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | SqueezedConv2d | ConvChain:
+    if "stages" in layer:
+        return _build_chain(tensors, layer["stages"], where)
+    weight = tensors.get("squeeze.weight")
+    prefix = "" if weight is None else "conv."
+    expected = {f"{prefix}{part}" for part in _TENSORS} | ({"squeeze.weight"} if prefix else set())
+    if set(tensors) != expected:
+        raise ValueError(f"{where}: got tensors {sorted(tensors)}, expected {sorted(expected)}")
+    conv = _build_factors([tensors[f"{prefix}{part}"] for part in _TENSORS], layer)
+    if weight is None:
+        return conv
+    if (weight.ndim, weight.shape[-1:], weight.dtype) != (2, (conv.in_channels,), conv.v.dtype):
+        expected = f"{conv.v.dtype} (C, {conv.in_channels})"
+        raise ValueError(f"squeeze: got {weight.dtype} {tuple(weight.shape)}, expected {expected}")
+    return SqueezedConv2d.of(Projection(weight), conv)
+
+
+def _build_factors(tensors: list[Tensor], layer: dict) -> HSCConv2d:
+    v, u, bias, *index = tensors
+    try:
+        sizes = (*layer["geometry"], *layer["out_size"])
+        options = {name: layer[name] for name in ("padding", "padding_mode", "activation")}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"got damaged hscc metadata ({error!r}), expected a layer's geometry") from error
+    plan = PackedPlan(v, u, *index, sizes).validate()
+    if bias.shape != plan.channels.shape or bias.dtype != v.dtype:
+        raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {v.dtype} {tuple(plan.channels.shape)}")
+    return HSCConv2d(plan, bias, **options)
+
+
+def _build_chain(tensors: dict[str, Tensor], stages: list[dict], where: str) -> ConvChain:
+    try:
+        with torch.device("meta"):  # the file's tensors take the place of what would be made here
+            chain = ConvChain(*(nn.Conv2d(**stage, bias=f"{i}.bias" in tensors) for i, stage in enumerate(stages)))
+        chain.load_state_dict(tensors, assign=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{where}: got damaged hscc metadata ({told}), expected a chain of convolutions") from error
+    return chain
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""Pure functions on moments: no model, no data."""

@@ -1,0 +1,1 @@
+"""The modules that a compressed network consists of, and their surgery."""

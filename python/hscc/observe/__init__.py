@@ -1,0 +1,1 @@
+"""Runs the model on data and notes what passes by."""

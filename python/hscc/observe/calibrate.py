@@ -1,0 +1,191 @@
+"""Statistics of layers on calibration data, gathered by hooks that always come off.
+
+Where ``torch.distributed`` is initialised, each rank reads its own part of the data and the statistics are those of
+all parts; the model must be the same on all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from ..maths.moments import Inputs, Moments, Profile
+from ..maths.regions import RegionMap
+from . import distributed
+from .data import Calibration, evaluation, forward, images, watch
+
+
+class _Seen(Exception):
+    """Ends a forward pass early: all that was asked for has been seen."""
+
+
+class Call(NamedTuple):
+    """Sizes of one call of a convolution for one sample: (C, ...) of its input, (O, ...) of its output."""
+
+    x: tuple[int, ...]
+    y: tuple[int, ...]
+
+    def flops(self, conv: nn.Module) -> int:
+        """Of one sample: every weight meets every position of one of the two once."""
+        grid = self.x if conv.transposed else self.y
+        return 2 * conv.weight.numel() * torch.Size(grid[1:]).numel()
+
+
+def profile(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Module]) -> dict[str, Profile]:
+    """Position-wise moments of each layer's output, in the order in which the layers run.
+
+    Layers that never run are absent. Raises ValueError for an empty loader, wrong channels, NaN or infinite
+    activations and outputs whose size changes, and TypeError for a wrong dtype.
+    """
+    profiles: dict[str, Profile] = {}
+    calls: dict[str, int] = {}
+
+    def check(name: str, x: Tensor) -> None:
+        """Inputs that a layer cannot take are refused by its name, before it runs."""
+        conv = layers[name]
+        if x.ndim not in (3, 4) or x.shape[-3] != conv.in_channels:
+            raise ValueError(
+                f"layer {name!r}: got an input of shape {tuple(x.shape)}, expected (N, {conv.in_channels}, H, W)"
+            )
+        if x.dtype != conv.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"layer {name!r}: got an input of {x.dtype}, expected {conv.weight.dtype}")
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        y = images(y)
+        if not torch.isfinite(y).all():
+            raise ValueError(f"layer {name!r}: got NaN or infinite activations in calibration, expected finite ones")
+        if name not in profiles:
+            profiles[name] = Profile.empty(y.shape[1], tuple(y.shape[2:]), y.device)
+        if profiles[name].size != tuple(y.shape[2:]):
+            raise ValueError(
+                f"layer {name!r}: got outputs of {profiles[name].size} and {tuple(y.shape[2:])} in calibration, "
+                "expected one size; calibrate with images of one size"
+            )
+        profiles[name].add(y)
+        calls[name] = calls.get(name, 0) + 1
+
+    with evaluation(model), watch(layers, see, check):
+        passes = calibration.run(model, "profiling")
+    return _joined(profiles, calls, passes, calibration.device)
+
+
+def moments(
+    model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Module], empty: Mapping[str, Moments]
+) -> dict[str, Inputs]:
+    """Fills empty moments with the outputs of each layer; returns the moments of its inputs."""
+    inputs = {name: Inputs.empty(layer.in_channels, layer.weight.device) for name, layer in layers.items()}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        empty[name].add(y)
+        inputs[name].add(x)
+
+    visit(model, calibration, layers, see, "moments")
+    sum_(empty)
+    distributed.sum_(*(seen.outer for seen in inputs.values()))
+    everywhere = distributed.gather({name: seen.positions for name, seen in inputs.items()})
+    for name, seen in inputs.items():  # a rank may not have run a layer
+        seen.positions = max(positions[name] for positions in everywhere)
+    return inputs
+
+
+def visit(
+    model: nn.Module,
+    calibration: Calibration,
+    layers: Mapping[str, nn.Module],
+    see: Callable[[str, Tensor, Tensor], None],
+    description: str,
+) -> None:
+    """One pass that calls ``see`` with the name, the input and the output of each layer, both (N, C, H, W)."""
+    with evaluation(model), watch(layers, lambda name, x, y: see(name, images(x), images(y))):
+        calibration.run(model, description)
+
+
+def visit_pairs(
+    dense: nn.Module,
+    student: nn.Module,
+    calibration: Calibration,
+    name: str,
+    calls: int,
+    see: Callable[[Tensor, Tensor], None],
+) -> None:
+    """Calls ``see`` with the input of one layer in the student and its output in the dense model, call by call."""
+
+    def run(model: nn.Module, batch: Any, inputs: bool) -> list[Tensor]:
+        seen: list[Tensor] = []
+
+        def keep(t: Tensor) -> None:
+            seen.append(images(t).clone() if calls > 1 else images(t))  # what follows may work in place
+            if len(seen) == calls:
+                raise _Seen
+
+        layer = {name: model.get_submodule(name)}
+        how = {"before": lambda _, x: keep(x)} if inputs else {"after": lambda _, x, y: keep(y)}
+        with watch(layer, **how), suppress(_Seen):
+            forward(model, batch)
+        return seen
+
+    with evaluation(dense, student):
+        for batch in calibration.batches(f"fitting {name}"):
+            for x, y in zip(run(student, batch, True), run(dense, batch, False), strict=True):
+                see(x, y)
+
+
+def calls(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Module]) -> dict[str, list[Call]]:
+    """The calls of each convolution in a forward pass of the first batch; none where it does not run."""
+    found: dict[str, list[Call]] = {name: [] for name in layers}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        spatial = layers[name].weight.ndim - 1  # with the channels
+        found[name].append(Call(*(tuple(t.shape[-spatial:]) for t in (x, y))))
+
+    if layers:
+        with evaluation(model), watch(layers, see):
+            forward(model, calibration.first())
+    return distributed.gather(found)[0]
+
+
+def sum_(moments: Mapping[str, Moments]) -> None:
+    """Adds up what the ranks saw of the same regions."""
+    marks = {name: [crc32(t.cpu().numpy()) for t in (m.labels, m.target_shift)] for name, m in moments.items()}
+    for rank, other in enumerate(distributed.gather(marks)):
+        if other != marks:
+            raise ValueError(
+                f"moments: got other regions on rank {rank}, expected the same on all: same seed and kind of machine"
+            )
+    for part in moments.values():
+        distributed.sum_(*part.sums)
+
+
+def empty_moments(profile: Profile, regions: RegionMap, paired: bool = True, width: int | None = None) -> Moments:
+    """Moments about the profile's region means; ``paired`` and ``width`` as for ``Moments.empty``."""
+    labels = regions.labels.reshape(-1).to(profile.total.device)
+    sums = torch.zeros(regions.count, profile.total.shape[1], dtype=torch.float64, device=labels.device)
+    sums.index_add_(0, labels, profile.mean())
+    counts = torch.bincount(labels, minlength=regions.count).clamp_min(1)
+    return Moments.empty(labels, sums / counts[:, None], paired, width)
+
+
+def _joined(profiles: dict[str, Profile], calls: Mapping[str, int], passes: int, device) -> dict[str, Profile]:
+    """Sums over the ranks, which may have seen different layers; ``calls`` are those of all passes."""
+    seen = {name: (p.total.shape[1], p.size, p.images, calls[name]) for name, p in profiles.items()}
+    ranks = distributed.gather((passes, seen))
+    joined: dict[str, Profile] = {}
+    for name, (channels, size, *_) in (item for _, seen in ranks for item in seen.items()):
+        if name not in joined:
+            joined[name] = profiles.get(name) or Profile.empty(channels, size, device)
+        if joined[name].size != size:
+            raise ValueError(
+                f"layer {name!r}: got outputs of {joined[name].size} and {size} on different ranks, expected one size; "
+                "calibrate with images of one size"
+            )
+    for name, profile in joined.items():
+        parts = [seen[name] for _, seen in ranks if name in seen]
+        profile.images = sum(images for *_, images, _ in parts)
+        profile.calls = -(-sum(count for *_, count in parts) // sum(passes for passes, _ in ranks))  # at least 1
+        distributed.sum_(profile.total, profile.square)
+    return joined

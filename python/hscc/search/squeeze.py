@@ -1,0 +1,103 @@
+"""A projection of a layer's input channels before its factors: with fewer channels every row costs less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..maths.moments import Inputs, SplitMoments
+from ..nn.chain import stage
+from ..nn.projection import Projection
+from ..observe import calibrate, distributed
+from ..observe.data import Calibration
+from .work import Work
+
+SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)  # of the input channels
+MULTIPLE = 8  # channels a kernel likes to read together
+LOSSLESS = 1e-7  # of the energy: a direction below it does not exist
+MEMORY = 2**30  # bytes of moments at a time
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """A layer's W x as W' P x: ``projection`` P (c, C), W' (O, c, kh, kw) the weight of ``conv``, ``work`` of P."""
+
+    projection: Tensor
+    conv: nn.Conv2d
+    work: Work
+
+    def layer(self) -> Projection:
+        """P as a layer, as trainable as ``conv``."""
+        weight = self.conv.weight
+        return Projection(self.projection.T.to(weight).contiguous()).requires_grad_(weight.requires_grad)
+
+    def module(self) -> nn.Sequential:
+        """What the dense layer becomes when only its inputs are projected."""
+        return nn.Sequential(self.layer(), self.conv)
+
+
+def candidates(conv: nn.Conv2d, inputs: Inputs, root: Tensor) -> list[Squeeze]:
+    """The projections that a layer may have, fewest channels first; derivation in ``docs/math.md``.
+
+    Args:
+        root: (O, O) of the metric of its outputs.
+    """
+    weight = conv.weight.detach().double()
+    through = root @ weight.transpose(0, 1).flatten(2)  # [C, O, taps]
+    values, vectors = torch.linalg.eigh(torch.einsum("cot,dot->cd", through, through))
+    values = values.clamp_min(1e-9 * values[-1].clamp_min(1e-30))
+    there, back = (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
+    energy, u = torch.linalg.eigh(there @ inputs.outer @ there)
+    energy, u = energy.flip(0), u.flip(1)
+    directions = max(1, int((energy > LOSSLESS * energy.sum()).sum()))
+    channels = conv.in_channels
+    counts = {c for c in map(_rounded, (channels * share for share in SHARES)) if c < directions}
+    found = []
+    for c in sorted(counts | ({directions} - {channels})):
+        core = stage(conv, torch.einsum("ocij,cd->odij", weight, back @ u[:, :c]), (True, True))
+        core.bias = conv.bias
+        core.requires_grad_(conv.weight.requires_grad).train(conv.training)
+        found.append(Squeeze(u[:, :c].T @ there, core, Work.of_pointwise(inputs.positions, channels, c)))
+    return found
+
+
+def groups(squeezes: Mapping[str, Sequence[Squeeze]], regions: Mapping[str, int]) -> Iterator[list[str]]:
+    """Layers whose moments are gathered in one pass over the data."""
+    group, size = [], 0
+    for name, several in squeezes.items():
+        needed = sum(4 * 8 * regions[name] * squeeze.conv.out_channels**2 for squeeze in several)
+        if group and size + needed > MEMORY:
+            yield group
+            group, size = [], 0
+        if several:
+            group.append(name)
+            size += needed
+    if group:
+        yield group
+
+
+def moments(
+    model: nn.Module,
+    calibration: Calibration,
+    layers: Mapping[str, nn.Conv2d],
+    squeezes: Mapping[str, Sequence[Squeeze]],
+    empty: Mapping[str, Sequence[SplitMoments]],
+) -> None:
+    """Fills empty moments with the outputs behind each squeeze (computable) against the dense layer's (wanted)."""
+    modules = {name: [squeeze.module() for squeeze in several] for name, several in squeezes.items()}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        for module, sums in zip(modules[name], empty[name], strict=True):
+            sums.add(module(x), y)
+
+    calibrate.visit(model, calibration, layers, see, "squeezes")
+    for several in empty.values():
+        for sums in several:
+            distributed.sum_(*sums.sums)
+
+
+def _rounded(channels: float) -> int:
+    return max(1, round(channels)) if channels < MULTIPLE else MULTIPLE * round(channels / MULTIPLE)

@@ -1,0 +1,78 @@
+"""What the factors of a layer may look like: regions, clusters, shared rows, a squeeze."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..config import Config
+from ..maths import clusters, regions
+from ..maths.moments import RegionMoments, pooled
+from ..maths.regions import RegionMap
+from .squeeze import Squeeze
+from .stats import LayerStats
+
+CLUSTERS_PAY = 0.25  # share of U in a rank's FLOPs below which clusters, which split only U, cannot win
+
+
+@dataclass(frozen=True)
+class Structure:
+    """members: cells of each region; clusters: channels (n,) of each cluster of each region."""
+
+    regions: RegionMap
+    members: tuple[tuple[int, ...], ...]
+    clusters: tuple[tuple[Tensor, ...], ...]
+    shared: bool
+    squeeze: Squeeze | None = None
+
+    def conv(self, stats: LayerStats) -> nn.Conv2d:
+        """The convolution that the rows replace."""
+        return self.squeeze.conv if self.squeeze else stats.conv
+
+
+def structures(stats: LayerStats, config: Config) -> list[Structure]:
+    """The structures that a layer may have, without squeeze."""
+    everything, _ = stats.everything
+    fixed = not config.search or config.factorization == "weight" or config.budget.energy is not None
+    second_stage = stats.conv.out_channels / (stats.conv.weight[0].numel() + stats.conv.out_channels)
+    most = config.clusters if second_stage >= CLUSTERS_PAY else 1
+    counts = [2**i for i in range(6) if 2**i < stats.cells.count] + [stats.cells.count]
+    found = []
+    for count in counts[-1:] if fixed else counts:
+        merged, members = regions.merge(stats.cells, stats.profile, count)
+        for number in [config.clusters] if fixed else range(1, most + 1):
+            split = ((everything,),) * merged.count
+            if number > 1:
+                parts = union(stats.cell_moments(stats.moments.total()), members)
+                split = tuple(clusters.split(part.covariance, number, config.seed) for part in parts)
+            found.append(Structure(merged, members, split, False))
+        if config.sharing and not fixed and merged.count > 1:
+            found.append(Structure(merged, members, ((everything,),) * merged.count, True))
+    return found
+
+
+def union(cells: Sequence[RegionMoments], members: tuple[tuple[int, ...], ...]) -> list[RegionMoments]:
+    """Moments of unions of cells."""
+    return [cells[group[0]] if len(group) == 1 else pooled([cells[c] for c in group]) for group in members]
+
+
+def sizes(stats: LayerStats, structure: Structure) -> list[tuple[int, float]]:
+    """(positions, weight of all positions) of each region."""
+    cells_of = stats.cells.sizes()
+    return [
+        (sum(cells_of[c] for c in cells), sum(cells_of[c] * stats.weights[c].item() for c in cells))
+        for cells in structure.members
+    ]
+
+
+def within(parts: list[RegionMoments], shares: list[tuple[int, float]]) -> RegionMoments:
+    """Moments about each region's own mean, pooled by the weights of :func:`sizes`: what shared rows must explain."""
+    total = sum(w for _, w in shares)
+    share = [w / max(total, 1e-30) for _, w in shares]
+
+    def mean(name: str) -> Tensor:
+        return sum(w * getattr(part, name) for w, part in zip(share, parts, strict=True))
+
+    return RegionMoments(total, mean("mean"), mean("covariance"), mean("target_mean"), mean("cross"))

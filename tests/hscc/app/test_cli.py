@@ -1,0 +1,213 @@
+"""The command line as a user meets it, on a small network and class folders made here."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hscc.app import cli
+from hscc.io.images import METADATA_KEY, ClassFolders, ImageSpec, Pictures
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+SPEC = ImageSpec((16, 16), 1, (0.5,), (0.25,), ("bright", "dark"))
+MODEL = """
+from torch import nn
+def build():
+    return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+def number():
+    return 3
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A model file, weights, and 24 images in class folders."""
+    root = tmp_path_factory.mktemp("cli")
+    (root / "model.py").write_text(MODEL)
+    namespace: dict = {}
+    exec(MODEL, namespace)
+    torch.manual_seed(0)
+    save_file(namespace["build"]().state_dict(), root / "w.safetensors", {METADATA_KEY: SPEC.to_json()})
+    generator = np.random.default_rng(0)
+    for name, level in (("bright", 180), ("dark", 60)):
+        (root / "data" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = generator.normal(level, 30, (16, 16)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "data" / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def hscc(work: Path, monkeypatch, capsys):
+    """Runs the command line in this process; returns (exit code, standard output, standard error)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(work)
+        monkeypatch.setattr(sys, "argv", ["hscc", *arguments])
+        threads = torch.get_num_threads()
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        torch.set_num_threads(threads)
+        return (exit.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+NETWORK = ("--model", "model.py:build", "--weights", "w.safetensors", "--data", "data", "--threads", "1")
+
+
+def test_compress_then_evaluate(work: Path, hscc) -> None:
+    code, out, errors = hscc("compress", *NETWORK, "--flops", "3", "--out", "small.safetensors", "--json", "c.json")
+    assert code == 0, errors
+    assert "Wrote small.safetensors" in out
+    assert json.loads((work / "c.json").read_text())["flop_reduction"] >= 3
+    accuracies = []
+    for weights in ("w.safetensors", "small.safetensors"):
+        arguments = [weights if a == "w.safetensors" else a for a in NETWORK]
+        code, out, errors = hscc("evaluate", *arguments, "--json", "e.json")
+        assert code == 0, errors
+        result = json.loads((work / "e.json").read_text())
+        assert result["images"] == 24
+        accuracies.append(result["accuracy"])
+    assert f"accuracy {100 * accuracies[-1]:.2f} %" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--flops", "0.5"), "error: budget: got flops=0.5, expected a reduction of at least 1"),
+        ((), "error: budget: got flops=None, params=None, bytes=None, latency=None and energy=None, expected"),
+        (("--flops", "3", "--data", "nowhere"), "error: data: got 'nowhere', expected a folder of images"),
+        (("--flops", "3", "--data", "empty"), "error: data: got no images in 'empty', expected files ending in"),
+        (("--flops", "3", "--data", "broken"), "error: unreadable image"),
+        (("--flops", "3", "--model", "none.py"), "error: model: got 'none.py', expected a Python file"),
+        (("--flops", "3", "--model", "model.py:x"), "error: model: got 'model.py:x', but model.py has no function 'x'"),
+        (("--flops", "3", "--model", "model.py:number"), "error: model: got int from 'model.py:number', expected an"),
+        (("--flops", "3", "--weights", "nowhere"), "error: checkpoint: got 'nowhere', expected a file"),
+        (("--flops", "3", "--weights", "model.py"), "got an unreadable or truncated file"),
+        (("--flops", "3", "--out", "nowhere/m.safetensors"), "expected a file in an existing folder"),
+        (("--flops", "3", "--regions", "0"), "error: regions: got 0, expected an integer of at least 1"),
+        (("--flops", "3", "--speed", "11"), "No such option"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(work: Path, hscc, arguments: tuple[str, ...], message: str) -> None:
+    (work / "empty").mkdir(exist_ok=True)
+    (work / "broken").mkdir(exist_ok=True)
+    (work / "broken" / "x.png").write_bytes(b"no picture")
+    code, _, errors = hscc("compress", *NETWORK, "--out", "wrong.safetensors", *arguments)
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not list(work.glob("wrong.safetensors*"))
+
+
+def test_budgets_of_bytes_and_latency(work: Path, hscc, machine) -> None:
+    budgets = ("--bytes", "2", "--latency", "1.5", "--latency-batch", "4", "--faster-only")
+    code, out, errors = hscc("compress", *NETWORK, *budgets, "--out", "fast.safetensors", "--json", "f.json")
+    assert code == 0, errors
+    result = json.loads((work / "f.json").read_text())
+    assert result["byte_reduction"] >= 2
+    assert result["speedup"] >= 1.5
+    assert "faster (predicted; median error 5%)" in out
+
+
+def test_finetune_goes_on_after_an_interrupt(work: Path, hscc, monkeypatch) -> None:
+    hscc("compress", *NETWORK, "--flops", "4", "--out", "small.safetensors")
+    arguments = (*NETWORK, "--student", "small.safetensors", "--epochs", "3", "--batch", "8")
+    code, out, errors = hscc("finetune", *arguments, "--out", "tuned.safetensors")
+    assert code == 0, errors
+    assert "Wrote tuned.safetensors" in out
+
+    run_of_two = sys.modules["hscc.fit.finetune"]._Run
+    save = run_of_two.save
+
+    def interrupt(run, *rest) -> None:
+        save(run, *rest)
+        if len(run.training) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_of_two, "save", interrupt)
+    code, _, _ = hscc("finetune", *arguments, "--out", "other.safetensors")
+    assert code == 130
+    assert (work / "other.safetensors.state").exists()
+    assert not (work / "other.safetensors").exists()
+    monkeypatch.undo()
+    code, _, errors = hscc("finetune", *arguments, "--out", "other.safetensors")
+    assert code == 0, errors
+    assert not list(work.glob("*.state"))
+    tuned, other = (load_file(work / f"{name}.safetensors") for name in ("tuned", "other"))
+    assert all(torch.equal(tuned[key], other[key]) for key in tuned)
+    assert any(not torch.equal(tuned[key], value) for key, value in load_file(work / "small.safetensors").items())
+
+
+def test_finetune_needs_a_compressed_student(work: Path, hscc) -> None:
+    code, _, errors = hscc("finetune", *NETWORK, "--student", "w.safetensors", "--out", "tuned.safetensors")
+    assert code == 2
+    assert "error: w.safetensors: got a file without hscc metadata, expected one written by hscc.save" in errors
+
+
+def test_labels_missing(work: Path, hscc) -> None:
+    (work / "half" / "bright").mkdir(parents=True, exist_ok=True)
+    code, _, errors = hscc("evaluate", *NETWORK, "--data", "half")
+    assert code == 2
+    assert "error: labels missing in 'half': got ['bright'], expected ['bright', 'dark']" in errors
+
+
+@pytest.mark.parametrize("command", ["demo", "compress", "finetune", "evaluate"])
+def test_help_has_an_example(hscc, command: str) -> None:
+    code, out, _ = hscc(command, "--help")
+    assert code == 0
+    assert f"Example: hscc {command}" in out
+
+
+def test_demo_outside_a_checkout_says_so(hscc) -> None:
+    code, _, errors = hscc("demo", "--example", "nowhere")
+    assert code == 2
+    assert "error: example: got 'nowhere', expected the folder examples/brain_mri of a checkout" in errors
+
+
+def test_interrupt_writes_nothing(work: Path) -> None:
+    build = "def build():\n    open('started', 'w').close()\n    time.sleep(300)"
+    (work / "slow.py").write_text("import time\n" + MODEL.replace("def build():", build))
+    arguments = ["slow.py:build" if a == "model.py:build" else a for a in NETWORK]
+    command = [sys.executable, "-m", "hscc", "compress", *arguments, "--flops", "3", "--out", "slow.safetensors"]
+    process = subprocess.Popen(
+        command,
+        cwd=work,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    while not (work / "started").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not list(work.glob("slow.safetensors*"))
+
+
+def test_images_become_inputs(work: Path) -> None:
+    folders, pictures = ClassFolders(work / "data", SPEC), Pictures(work / "data", SPEC)
+    assert len(folders) == len(pictures) == 24
+    image, label = folders[0]
+    pixels = np.asarray(Image.open(folders.files[0][0]))
+    torch.testing.assert_close(image[0], (torch.tensor(pixels) / 255 - 0.5) / 0.25)
+    assert label == 0
+    grey = np.random.default_rng(0).integers(0, 255, (2, 16, 16), dtype=np.uint8)
+    colour = ImageSpec((16, 16), 3, (0, 0, 0), (1, 1, 1), ("a",))
+    torch.testing.assert_close(colour.preprocess(grey), torch.tensor(grey / 255).float()[:, None].expand(-1, 3, -1, -1))
+    assert ImageSpec.from_json(colour.to_json()) == colour
+    with pytest.raises(ValueError, match=r"pixels: got torch.uint8 \(2, 15, 16\), expected uint8"):
+        colour.preprocess(grey[:, 1:])

@@ -1,0 +1,203 @@
+"""The cost model finds the rates it should, is measured once, and decides what stays dense; no time is asserted."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import hscc
+import numpy as np
+import pytest
+import torch
+from hscc import HSCConv2d, SqueezedConv2d, compress
+from hscc.search import latency
+from hscc.search.latency import Machine
+from hscc.search.work import Work
+from torch import nn
+
+from hscc_kernels import ClusterFactors, RegionFactors
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path) -> list[int]:
+    """A cache folder of its own, few invented layers, and times made up; the number of calls timed each time."""
+    monkeypatch.setenv("HSCC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(latency, "_SHAPES", latency._SHAPES[-3:])
+    timed: list[int] = []
+
+    def times(calls, description, show) -> list[float]:
+        timed.append(len(calls))
+        for call in calls:
+            call()
+        return [1e-3 * (i + 1) for i in range(len(calls))]
+
+    monkeypatch.setattr(latency, "_quick_seconds", times)
+    return timed
+
+
+def measured(batch: int = 1) -> Machine:
+    return Machine.measured(torch.empty(0), batch, False)
+
+
+def test_known_rates_are_found() -> None:
+    generator = np.random.default_rng(0)
+    rates = Work(*generator.random(len(Work._fields) - 1), 0)
+    works = [Work(*generator.integers(1, 1000, len(Work._fields)).tolist()) for _ in range(60)]
+    seconds = [sum(r * w for r, w in zip(rates, work, strict=True)) for work in works]
+    groups = [i // 6 for i in range(60)]
+    found, error = latency._fit(groups, works, seconds)
+    np.testing.assert_allclose(found, rates, rtol=1e-6, atol=1e-9)
+    assert error < 1e-6
+    noisy = [s * (1.2 if i % 2 else 0.8) for i, s in enumerate(seconds)]
+    assert 0.1 < latency._fit(groups, works, noisy)[1] < 0.5
+    assert min(latency._fit(groups, works, noisy)[0]) >= 0
+
+
+def test_measured_once_for_each_kind_of_call(counted, tmp_path, monkeypatch) -> None:
+    state = torch.random.get_rng_state()
+    first = measured()
+    assert counted == [3 * (len(latency._KINDS) + 1)]
+    assert torch.equal(state, torch.random.get_rng_state()), "measuring must not draw from the user's generator"
+    assert measured() == first
+    assert len(counted) == 1
+    measured(batch=2)
+    assert len(counted) == 2
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert measured().key["threads"] == 77
+    assert len(counted) == 3
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"key": {}, "rates": {"speed": 1}})])
+def test_a_damaged_file_is_measured_again(counted, text: str) -> None:
+    first = measured()
+    latency._file(first.key).write_text(text)
+    assert measured().rates == first.rates
+    assert len(counted) == 2
+
+
+def test_an_interrupt_leaves_no_file(counted, tmp_path, monkeypatch) -> None:
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latency, "_quick_seconds", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        measured()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(counted, tmp_path, caplog) -> None:
+    (tmp_path / "cache").write_text("a file")
+    assert measured().error >= 0
+    assert "is not writable" in caplog.text
+
+
+def test_dense_layers_are_timed_once(counted) -> None:
+    layers = {
+        "plain": (nn.Conv2d(3, 4, 3), [(3, 8, 8)]),
+        "same": (nn.Conv2d(3, 4, 3), [(3, 8, 8), (3, 9, 9)]),
+        "grouped": (nn.Conv2d(4, 4, 3, groups=2), [(4, 8, 8)]),
+        "up": (nn.ConvTranspose2d(4, 4, 2), [(4, 8, 8)]),
+        "volume": (nn.Conv3d(4, 4, 1), [(4, 3, 8, 8)]),
+        "idle": (nn.Conv2d(3, 4, 3), []),
+    }
+    machine = measured()
+    seconds = machine.dense_seconds(layers, False)
+    assert counted[1:] == [5]
+    assert seconds["plain"] == 1e-3
+    assert seconds["same"] == 3e-3
+    assert seconds["idle"] == 0
+    again = measured()
+    assert again.dense_seconds(layers, False) == seconds
+    assert sum(counted[2:]) == 0
+
+
+def test_real_times_are_positive_and_those_of_the_call() -> None:
+    calls = []
+    times = latency._quick_seconds([lambda: calls.append(torch.is_inference_mode_enabled())], "", False)
+    assert min(times) > 0
+    assert len(calls) > 3
+    assert all(calls)
+
+
+@pytest.mark.parametrize("clusters", [1, 2])
+@pytest.mark.parametrize("sharing", [True, False])
+def test_work_of_a_plan_is_what_the_search_counted(net, data, machine, clusters: int, sharing: bool) -> None:
+    plan = hscc.plan(net, data, hscc.Config(hscc.flops(3), clusters=clusters, sharing=sharing))
+    hscc.apply_(net, plan, data)
+    checked = 0
+    for name, layer in plan.layers.items():
+        if layer.stays_dense or layer.structure.shared:
+            continue  # the pool of shared rows may end smaller than planned
+        checked += 1
+        np.testing.assert_allclose(layer.cost(net.get_submodule(name).plan), layer.choice.cost)
+    assert checked or sharing
+
+
+def test_work_of_a_layer_with_clusters_and_stride(machine) -> None:
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+    factors = [ClusterFactors(torch.arange(k, 6, 2), 3 * k, torch.randn(3, 3)) for k in range(2)]
+    regions = [RegionFactors(torch.arange(6), tuple(factors))]
+    labels = torch.zeros(5, 5, dtype=torch.long)
+    layer = HSCConv2d.from_conv(conv, regions, torch.randn(6, 36), torch.zeros(1, 6), labels)
+    assert Work.of(layer.plan) == Work.without_ranks(conv, [(25, 2)])._replace(
+        first=25 * 6 * 36, values=25 * 6, second=25 * 18, numbers=6 + 6 * 36 + 18, indices=25 + 6 + 6 + 8 + 10
+    )
+    assert Work.of(layer.plan).scattered == 25 * 6
+
+
+def test_latency_budgets_hold_and_more_time_means_less_error(net, data, machine) -> None:
+    errors = []
+    for speedup in (2.5, 1.5, 1.0):
+        report = hscc.compress_(copy.deepcopy(net), data, hscc.Config(hscc.Budget(latency=speedup)))
+        assert report.speedup >= speedup
+        assert report.parameter_reduction >= 1
+        errors.append(sum(layer.error for layer in report.layers))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > errors[-1]
+
+
+@pytest.mark.parametrize(
+    "budget", [hscc.Budget(flops=2, latency=1.5), hscc.Budget(flops=2, params=2, bytes=2, latency=1.5)], ids=str
+)
+def test_latency_with_other_limits(net, data, machine, budget: hscc.Budget) -> None:
+    report = hscc.compress_(net, data, hscc.Config(budget))
+    got = (report.flop_reduction, report.parameter_reduction, report.byte_reduction, report.speedup)
+    wanted = (budget.flops, budget.params, budget.bytes, budget.latency)
+    assert all(g >= (w or 1) for g, w in zip(got, wanted, strict=True)), got
+    assert report.latency_error == 0.05
+    assert f"{report.speedup:.2f}x faster (predicted; median error 5%)" in str(report)
+    assert hscc.Report.from_dict(report.to_dict()) == report
+
+
+@pytest.mark.parametrize("budget", [hscc.Budget(latency=1.2), hscc.flops(1.5), hscc.energy(0.5)], ids=str)
+def test_a_layer_that_would_not_get_faster_stays_dense(net, data, machine, budget: hscc.Budget) -> None:
+    machine["2"] = 1e-9
+    report = hscc.compress_(net, data, hscc.Config(budget, faster_only=True))
+    assert type(net[2]) is nn.Conv2d
+    assert any(isinstance(layer, (HSCConv2d, SqueezedConv2d)) for layer in net)
+    assert "stays dense: factors would take 0.0" in report.skipped["2"]
+    assert report.skipped["2"].endswith(" ms, the dense layer 0.000 ms")
+    (row,) = (layer for layer in report.layers if layer.name == "2")
+    assert (row.ms, row.flops) == (row.dense_ms, row.dense_flops)
+
+
+def test_skipped_layers_count_in_the_time(net, data, machine) -> None:
+    machine["2"] = 1.0
+    with pytest.raises(ValueError, match=r"budget: got latency=2, expected at most 1.00: the layers that cannot be"):
+        hscc.plan(net, data, hscc.Config(hscc.Budget(latency=2), skip=["2"]))
+    report = hscc.plan(net, data, hscc.Config(hscc.flops(1.2), faster_only=True, skip=["2"])).report()
+    assert report.dense_ms > 1000
+
+
+def test_more_than_can_be_had_is_refused(net, data, machine) -> None:
+    with pytest.raises(ValueError, match=r"seconds, which the layers take with biases alone, or dense where factors"):
+        hscc.plan(net, data, hscc.Config(hscc.Budget(latency=1000)))
+
+
+def test_nothing_is_measured_unless_it_counts(net, data, monkeypatch) -> None:
+    monkeypatch.setattr(compress.Machine, "measured", lambda *args: pytest.fail("measured"))
+    report = hscc.plan(net, data, hscc.Config(hscc.Budget(flops=2, params=2, bytes=2))).report()
+    assert report.ms is None
+    assert report.speedup is None
+    assert "faster" not in str(report)
