@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test lint docs sanitize clean
 
 demo: $(VENV)/built
 	$(BIN)/hscc demo --out out/demo
@@ -17,6 +17,10 @@ lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
+
+docs: $(VENV)/built
+	$(BIN)/python docs/rooms.py
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs out/docs
 
 sanitize: $(VENV)/built
 	PYTHON=$(BIN)/python bash tests/sanitize.sh

@@ -1,4 +1,4 @@
-"""Draws ``docs/rooms.svg``: the rooms of ``hscc`` and who imports whom, read from the code. ``python docs/rooms.py``."""
+"""Draws ``docs/rooms.svg``: the rooms of ``hscc``, who imports whom, as the code has it: ``python docs/rooms.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "hscc"
 KERNELS = "hscc_kernels"
-WIDTH, ROW, BOX, GAP = 1080, 138, 84, 24
+WIDTH, ROW, BOX, GAP = 1080, 144, 92, 24
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328; }
 .title { font-weight: 600; font-size: 14px; }
@@ -104,7 +104,7 @@ def lines(text: str, width: float) -> list[str]:
     """Words in lines of about ``width`` pixels."""
     found = [""]
     for word in text.split():
-        if len(found[-1]) + len(word) > width / 7:
+        if len(found[-1]) + len(word) > width / 6.7:
             found.append("")
         found[-1] = f"{found[-1]} {word}".strip()
     return found
@@ -120,9 +120,8 @@ def svg() -> str:
             x, y = start + i * (width + GAP), 12 + level * ROW
             sentence, files = (lines(text, width) for text in told(room))
             parts.append(f'<rect x="{x:.0f}" y="{y}" width="{width:.0f}" height="{BOX}"/>')
-            for n, (kind, text) in enumerate(
-                [("title", room), *((None, s) for s in sentence), *(("files", s) for s in files)]
-            ):
+            kinds = ["title", *["plain"] * len(sentence), *["files"] * len(files)]
+            for n, (kind, text) in enumerate(zip(kinds, [room, *sentence, *files], strict=True)):
                 parts.append(f'<text class="{kind}" x="{x + 10:.0f}" y="{y + 18 + 15 * n}">{escape(text)}</text>')
             boxes[room] = x + width / 2, y
     for room, others in graph.items():
@@ -134,9 +133,8 @@ def svg() -> str:
     head = '<marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
     head = f'<defs>{head}<path d="M0 0 L8 4 L0 8 z"/></marker></defs>'
     size = f'viewBox="0 0 {WIDTH} {len(levels) * ROW - ROW + BOX + 24}"'
-    return "\n".join(
-        [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', f"<style>{STYLE}</style>", head, *parts, "</svg>\n"]
-    )
+    top = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>'
+    return "\n".join([top, head, *parts, "</svg>\n"])
 
 
 if __name__ == "__main__":

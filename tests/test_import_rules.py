@@ -15,13 +15,7 @@ import hscc_kernels
 from docs import rooms
 
 PACKAGES = {p.__name__: Path(p.__file__).parent for p in (hscc, hscc_kernels)}
-BELOW = {
-    "config",
-    "report",
-    "progress",
-    "nn",
-    "hscc_kernels",
-}  # these know nothing of each other, but nn of the kernels
+BELOW = {"config", "report", "progress", "nn", "hscc_kernels"}
 ROOMS = {
     "app": {"compress", "fit", "search", "io", *BELOW},
     "compress": {"baselines", "fit", "search", "observe", *BELOW},
@@ -31,7 +25,7 @@ ROOMS = {
     "observe": {"maths", "progress"},
     "io": {"nn", "report", "hscc_kernels"},
     "nn": {"hscc_kernels"},
-    **dict.fromkeys(("maths", "config", "report", "progress", "hscc_kernels"), set()),
+    **{room: set() for room in ("maths", "config", "report", "progress", "hscc_kernels")},
 }
 KERNELS = {
     "errors": set(),

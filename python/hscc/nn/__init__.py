@@ -1,1 +1,1 @@
-"""The modules that a compressed network consists of, and their surgery."""
+"""The modules of a compressed network, and their surgery."""
