@@ -112,7 +112,7 @@ def lines(text: str, width: float) -> list[str]:
 
 def svg() -> str:
     graph = needed(arrows())
-    boxes, parts, levels = {}, [], rows(arrows())
+    boxes, parts, curves, levels = {}, [], [], rows(arrows())
     for level, several in enumerate(levels):
         width = min(380, (WIDTH - GAP * (len(several) + 1)) / len(several))
         start = (WIDTH - len(several) * width - (len(several) - 1) * GAP) / 2
@@ -129,12 +129,12 @@ def svg() -> str:
             (x, y), (u, v) = boxes[room], boxes[other]
             start, middle, end = y + BOX, (y + BOX + v) / 2, v - 2
             curve = f"M{x:.0f} {start} C{x:.0f} {middle:.0f} {u:.0f} {middle:.0f} {u:.0f} {end}"
-            parts.append(f'<path marker-end="url(#head)" d="{curve}"/>')
+            curves.append(f'<path marker-end="url(#head)" d="{curve}"/>')
     head = '<marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
     head = f'<defs>{head}<path d="M0 0 L8 4 L0 8 z"/></marker></defs>'
     size = f'viewBox="0 0 {WIDTH} {len(levels) * ROW - ROW + BOX + 24}"'
     top = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>'
-    return "\n".join([top, head, *parts, "</svg>\n"])
+    return "\n".join([top, head, *curves, *parts, "</svg>\n"])
 
 
 if __name__ == "__main__":

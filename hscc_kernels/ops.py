@@ -1,4 +1,4 @@
-"""The only file with ``torch.library``: schemas, fake kernels and autograd of namespace ``hscc``.
+"""The only file with ``torch.library``: schemas, fake kernels, autograd and FLOPs of namespace ``hscc``.
 
 Each backend is an op of its own, ``hscc::lowrank_conv2d_<backend>``, with one schema, one fake and one autograd,
 so that the choice between them stands in one readable table (``dispatch.py``). C++ only implements.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _extension, arguments, backward, reference  # noqa: F401  (loading the extension registers its kernels)
+from . import _extension, arguments, backward, flops, plan, reference  # noqa: F401  (the extension registers its kernels)
 
 BACKENDS = ("triton", "cpu", "reference")
 
@@ -22,6 +22,9 @@ _SCHEMA = (
 _BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor y, Tensor x, Tensor v, Tensor u, Tensor positions, Tensor rows, Tensor channels, "
     "Tensor work, Tensor clusters, int[] sizes, str activation, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_RESIZED_SCHEMA = (
+    "(Tensor positions, Tensor work, int[] sizes, int patch, SymInt height, SymInt width) -> (Tensor, Tensor)"
 )
 
 
@@ -87,12 +90,22 @@ def _project_fake(x: Tensor, matrix: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).matmul(matrix).permute(0, 3, 1, 2)
 
 
+def _resized(positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, height: int, width: int):
+    made = plan.resized(positions, work, sizes, patch, (height, width))
+    return made.positions, made.work
+
+
+def _resized_fake(positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, height: int, width: int):
+    return positions.new_empty(height * width), torch.empty_like(work)
+
+
 def _register() -> None:
     for backend in BACKENDS:
         name = f"hscc::lowrank_conv2d_{backend}"
         torch.library.define(name, _SCHEMA)
         torch.library.register_fake(name, _fake)
         torch.library.register_autograd(name, _backward, setup_context=_setup_context)
+        flops.register(f"lowrank_conv2d_{backend}", flops.lowrank_conv2d)
         for device in ("cpu", "cuda"):
             torch.library.impl(name, f"Autocast{device.upper()}")(_autocast(device, backend))
     torch.library.impl("hscc::lowrank_conv2d_reference", "default", _reference)
@@ -102,8 +115,14 @@ def _register() -> None:
     torch.library.register_fake(name, _backward_fake)
     torch.library.impl(name, "default", backward.lowrank_conv2d_backward)
     torch.library.register_autograd(name, _refuse_double_backward, setup_context=lambda ctx, inputs, output: None)
+    flops.register("lowrank_conv2d_backward", flops.lowrank_conv2d_backward)
+    torch.library.define("hscc::resized", _RESIZED_SCHEMA)
+    torch.library.register_fake("hscc::resized", _resized_fake)
+    torch.library.impl("hscc::resized", "default", _resized)
+    flops.register("resized", lambda *args, **unused: 0)
     torch.library.define("hscc::project_cpu", "(Tensor x, Tensor matrix) -> Tensor")
     torch.library.register_fake("hscc::project_cpu", _project_fake)
+    flops.register("project_cpu", flops.project)
 
 
 _register()

@@ -79,6 +79,47 @@ def _walk(labels: Tensor, geometry: Geometry, patch: int) -> Tensor:
     return torch.cat([strip.T.flatten() for strip in strips])
 
 
+class Mapped(NamedTuple):
+    """What of a plan depends on the region map; see :class:`PackedPlan`."""
+
+    positions: Tensor
+    work: Tensor
+    sizes: tuple[int, ...]
+
+
+def _mapped(work: Tensor, labels: Tensor, geometry: Geometry, patch: int) -> Mapped:
+    flat = labels.reshape(-1).long()
+    counts = torch.bincount(flat, minlength=len(work))
+    starts = counts.cumsum(0) - counts
+    work = work.clone()
+    region = work[:, 0].long()
+    work[:, 1] = starts.to(work)[region]
+    work[:, 2] = counts.to(work)[region]
+    order = _walk(labels, geometry, patch)
+    positions = order[flat[order].argsort(stable=True)].to(work)
+    return Mapped(positions, work, (*geometry.flat(), *labels.shape))
+
+
+def _labels(positions: Tensor, work: Tensor, sizes: Sequence[int]) -> Tensor:
+    items = [WorkItem(*row) for row in work.tolist()]
+    if wrong := [item.region for item in items if not 0 <= item.region < len(items)]:
+        raise ValueError(f"work: got region {wrong[0]}, expected 0..{len(items) - 1}")
+    labels = torch.zeros(positions.shape, dtype=torch.int64, device=positions.device)
+    for item in items:
+        labels[positions[item.position_start : item.position_start + item.position_count].long()] = item.region
+    return labels.view(*sizes[-2:])
+
+
+def resized(positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, size: tuple[int, int]) -> Mapped:
+    """As :meth:`PackedPlan.resized`, of what it needs."""
+    labels = _labels(positions, work, sizes)
+    row, column = (
+        ((torch.arange(new, device=labels.device) + 0.5) * old / new).long().clamp_max(old - 1)
+        for new, old in zip(size, labels.shape, strict=True)
+    )
+    return _mapped(work, labels[row[:, None], column[None, :]], Geometry.unflat(sizes), patch)
+
+
 class ClusterFactors(NamedTuple):
     """Channels (n,) of one cluster, where its rows start in the region's list, and U (n, rank); None is dense."""
 
@@ -186,18 +227,18 @@ class PackedPlan(NamedTuple):
 
     def mapped(self, labels: Tensor) -> PackedPlan:
         """This plan on another region map: ``labels`` (Ho, Wo), values in [0, R)."""
-        flat = labels.reshape(-1).long()
+        flat = labels.reshape(-1)
         if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) < self.regions):
             raise ValueError(f"labels: got {int(flat.min())}..{int(flat.max())}, expected 0..{self.regions - 1}")
-        counts = torch.bincount(flat, minlength=self.regions)
-        starts = counts.cumsum(0) - counts
-        work = self.work.clone()
-        region = work[:, 0].long()
-        work[:, 1] = starts.to(work)[region]
-        work[:, 2] = counts.to(work)[region]
-        order = _walk(labels, self.geometry, self.v.shape[1])
-        positions = order[flat[order].argsort(stable=True)].to(self.rows)
-        return self._replace(positions=positions, work=work, sizes=(*self.sizes[:-2], *labels.shape))
+        return self._replace(**_mapped(self.work, labels, self.geometry, self.v.shape[1])._asdict())
+
+    def resized(self, size: tuple[int, int]) -> PackedPlan:
+        """This plan for outputs of another size: each position is of the region of the nearest one."""
+        return self._replace(**resized(self.positions, self.work, self.sizes, self.v.shape[1], size)._asdict())
+
+    def labels(self) -> Tensor:
+        """(Ho, Wo) int64 region of each output position."""
+        return _labels(self.positions, self.work, self.sizes)
 
     def to(self, *args, **kwargs) -> PackedPlan:
         """Like ``Tensor.to``; a dtype changes only the factors."""

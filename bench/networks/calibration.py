@@ -8,7 +8,6 @@ which gets rank 16, and counted once a layer.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import resource
 import sys
@@ -102,8 +101,8 @@ def passes(model: nn.Module, images: Images, count: int) -> dict[str, float]:
     name = [*layers][len(layers) // 2]
     stats = LayerStats(name, layers[name], profiles[name], cells[name], halves[name], *metrics[name], inputs[name])
     layer, config = _planned(stats), hscc.Config(hscc.flops(6))
-    rectifier, student = rectifiers.find(model, data, [name]).get(name), copy.deepcopy(model)
-    timed("fit", lambda: reconstruct.fit(model, student, data, layer, rectifier, config))
+    rectifier, student = rectifiers.find(model, data, [name]).get(name), surgery.Student(model, {})
+    timed("fit", lambda: reconstruct.fit(student, data, layer, rectifier, config))
     times["fit"] *= len(layers)
     return times
 

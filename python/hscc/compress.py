@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import nn
 
 from .baselines import plan as baselines
 from .baselines.chain import Chain
 from .config import Config
 from .fit import network
+from .fit.heads import Head
 from .nn import surgery
-from .observe import calibrate
+from .observe import calibrate, probe
 from .observe.data import Calibration
 from .report import LayerReport, Report
 from .search import allocate, options, stats
@@ -33,6 +37,7 @@ class CompressionPlan:
     others: dict[str, Cost]
     warnings: tuple[str, ...] = ()
     machine: Machine | None = None
+    forward: Callable[[nn.Module, Any], Any] | None = None
 
     @property
     def reads(self) -> bool:
@@ -47,26 +52,39 @@ class CompressionPlan:
             rows = [layer.row(layer.choice.cost) for layer in self.layers.values()]
         return self._report(rows)
 
-    def _report(self, rows: list[LayerReport], refitted: Iterable[str] = ()) -> Report:
+    def _report(self, rows: list[LayerReport], refitted: Iterable[str] = (), warnings: Iterable[str] = ()) -> Report:
         """Of these rows and those of convolutions that cannot be compressed."""
         untouched = [
             row(name, cost, cost, self.machine is not None, reason=self.targets.skipped[name])
             for name, cost in self.others.items()
         ]
         named = tuple(replace(r, shared_with=self.targets.names[r.name][1:]) for r in rows + untouched)
-        return Report(named, self.warnings, self.machine and self.machine.error, tuple(refitted))
+        report = Report(named, (*self.warnings, *warnings), self.machine and self.machine.error, tuple(refitted))
+        if report.bytes <= report.dense_bytes:
+            return report
+        size = f"convolutions take {report.bytes / 1e6:.2f} MB, dense ones {report.dense_bytes / 1e6:.2f} MB"
+        return report.warned(f"{size}: index tensors count, and no budget limits bytes")
 
 
-def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_progress: bool = False) -> Report:
+def compress_(
+    model: nn.Module,
+    calibration: Iterable,
+    config: Config,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    show_progress: bool = False,
+) -> Report:
     """Compresses a trained model in place.
 
     Args:
-        model: any module; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d`, :class:`SqueezedConv2d` or, for the
-            methods "tucker2" and "spatial_svd", chains of plain ones. Sequential reconstruction also refits its last
-            ``nn.Linear``; all else stays.
-        calibration: re-iterable batches (tensor, tuple or list whose first item is the input, or dict of keywords);
-            a few hundred unlabelled samples of one size.
+        model: any module, a compiled one too; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d`,
+            :class:`SqueezedConv2d` or, for the methods "tucker2" and "spatial_svd", chains of plain ones. Sequential
+            reconstruction also refits its last ``nn.Linear``; all else stays, hooks on convolutions too.
+        calibration: a few hundred unlabelled samples of one size, that can be read several times: batches that are a
+            tensor, a tuple or list whose first item is the input, or a dict (the model gets the keywords that its
+            ``forward`` takes); or one tensor (N, C, H, W).
         config: what to do and how far.
+        forward: called as ``forward(model, batch)`` for batches of any other kind.
         show_progress: bars on standard error.
 
     Returns:
@@ -75,62 +93,103 @@ def compress_(model: nn.Module, calibration: Iterable, config: Config, *, show_p
     Raises:
         TypeError, ValueError: for what cannot be used, with got and expected.
     """
-    return apply_(model, plan(model, calibration, config, show_progress=show_progress), calibration, show_progress)
+    planned = plan(model, calibration, config, forward=forward, show_progress=show_progress)
+    return apply_(model, planned, calibration, show_progress)
 
 
-def plan(model: nn.Module, calibration: Iterable, config: Config, *, show_progress: bool = False) -> CompressionPlan:
+@torch.inference_mode(False)  # what is made here may be needed for gradients
+def plan(
+    model: nn.Module,
+    calibration: Iterable,
+    config: Config,
+    *,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    show_progress: bool = False,
+) -> CompressionPlan:
     """Chooses regions, clusters and ranks of every layer; arguments as for :func:`compress_`."""
     if not isinstance(config, Config):
         raise TypeError(f"config: got {type(config).__name__}, expected hscc.Config")
-    config = config.resolved
-    data = Calibration.of(model, calibration, config.seed, show_progress)
+    model, config = surgery.unwrapped(model), config.resolved
+    data = Calibration.of(model, calibration, config.seed, show_progress, forward)
     targets = surgery.find(model, config.skip)
+    targets.leave(probe.objections(model, data, targets.layers, targets.names))
     profiles = calibrate.profile(model, data, targets.layers)
-    for name in [name for name in targets.layers if name not in profiles]:
-        targets.layers.pop(name)
-        targets.skipped[name] = "did not run on the calibration data"
+    targets.leave({name: "did not run on the calibration data" for name in targets.layers if name not in profiles})
+    if not targets.layers:
+        raise ValueError(f"model: got nothing to compress, expected an nn.Conv2d that can be ({_told(targets)})")
     machine, seconds, others = _costs(model, data, targets, config)
+    shape = {"config": config, "targets": targets, "others": others, "forward": forward}
+    dense = total(
+        Cost.dense(targets.layers[name], p.calls * math.prod(p.size), seconds.get(name, 0))
+        for name, p in profiles.items()
+    )
+    limit = remaining(dense, total(others.values()), config.budget, targets.skipped)
     if config.method in baselines.METHODS:
         seen = baselines.look(model, data, profiles, config)
-        most = remaining(total(layer.dense for layer in seen.values()), total(others.values()), config.budget)
-        return CompressionPlan(config, baselines.with_ranks(seen, most, config.budget.energy), targets, others)
-    looked = stats.look(model, data, targets.layers, profiles, config)
+        return CompressionPlan(layers=baselines.with_ranks(seen, limit, config.budget.energy), **shape)
+    looked, warnings = stats.look(model, data, targets.layers, profiles, config)
     if machine:
         looked = {name: replace(layer, machine=machine, dense_seconds=seconds[name]) for name, layer in looked.items()}
     found = options.find(model, data, looked, config)
     chosen = allocate.within_budget(
-        {name: [option for _, option in several] for name, several in found.items()},
-        total(layer.dense for layer in looked.values()),
-        total(others.values()),
-        config.budget,
+        {name: [option for _, option in several] for name, several in found.items()}, dense, limit, config.budget
     )
     layers = {name: LayerPlan(looked[name], found[name][index][0], choice) for name, (index, choice) in chosen.items()}
-    images = max((layer.profile.images // layer.profile.calls for layer in looked.values()), default=0)
-    return CompressionPlan(config, layers, targets, others, _warnings(images), machine)
+    images = max(layer.profile.images // layer.profile.calls for layer in looked.values())
+    if images < FEW_IMAGES:
+        warnings.append(
+            f"{images} calibration images: got fewer than {FEW_IMAGES}, so regions and ranks rest on little"
+        )
+    warnings += [f"{name}: rank 0 in all regions, so that nothing passes it" for name in layers if layers[name].cut]
+    return CompressionPlan(layers=layers, warnings=tuple(warnings), machine=machine, **shape)
 
 
+@torch.inference_mode(False)
 def apply_(
     model: nn.Module, plan: CompressionPlan, calibration: Iterable | None = None, show_progress: bool = False
 ) -> Report:
     """Fits the planned factors and swaps them into ``model``.
 
-    The data are needed once more by sequential reconstruction, squeezed layers, Tucker-2 and spatial SVD.
+    The data are needed once more by sequential reconstruction, squeezed layers, Tucker-2 and spatial SVD. Where they
+    are given, a pass of the first batch checks that every new layer is called before the model is changed.
     """
     if plan.reads and calibration is None:
         wanted = "the data for sequential reconstruction, squeezed layers and baselines"
         raise ValueError(f"calibration: got None, expected {wanted}")
-    data, head = Calibration.of(model, calibration, plan.config.seed, show_progress), {}
+    model = surgery.unwrapped(model)
+    data, head = Calibration.of(model, calibration, plan.config.seed, show_progress, plan.forward), Head()
     if plan.config.method in baselines.METHODS:
-        fitted, rows = baselines.fit(model, plan.layers, data)
+        student, rows = baselines.fit(model, plan.layers, plan.targets.names, data)
     else:
-        fitted, head = network.fit(model, plan.layers, plan.targets.names, data, plan.config)
-        costs = {name: plan.layers[name].cost(module.plan) for name, module in fitted.items()}
+        student, head = network.fit(model, plan.layers, plan.targets.names, data, plan.config)
+        costs = {name: plan.layers[name].cost(module.plan) for name, module in student.modules.items()}
         rows = [layer.row(costs.get(name, layer.stats.dense)) for name, layer in plan.layers.items()]
-    for name, module in fitted.items():
-        surgery.swap_(model, plan.targets.names[name], module)
-    model.load_state_dict(head, strict=False)
+    report = plan._report(rows, head.values, [head.warning] if head.warning else [])
+    if calibration is not None:
+        if not probe.confirm(student, data):
+            report = report.warned("the outputs no longer depend on the images: expected a budget that leaves more")
+        if plan.machine:
+            report = _timed(report, plan, student, data)
+    student.swap_()
+    model.load_state_dict(head.values, strict=False)
     surgery.channels_last_(model)
-    return plan._report(rows, head)
+    return report
+
+
+def _timed(report: Report, plan: CompressionPlan, student: surgery.Student, data: Calibration) -> Report:
+    """With the speed-up of all convolutions, the replaced ones timed as they were and as they are."""
+    convs = {name: student.model.get_submodule(name) for name in student.modules}
+    calls = calibrate.calls(student.model, data, convs)
+    pairs = [(conv, student.modules[name], [call.x for call in calls[name]]) for name, conv in convs.items()]
+    dense, new = plan.machine.compare(pairs, data.show)
+    others = sum(layer.dense_ms for layer in report.layers if layer.name not in convs) / 1e3
+    report = replace(report, measured_speedup=(others + dense) / (others + new))
+    wanted = plan.config.budget.latency or 0
+    if report.measured_speedup >= wanted * (1 - report.latency_error):
+        return report
+    return report.warned(
+        f"latency: {report.measured_speedup:.2f}x measured on the finished layers, expected {wanted:g}x"
+    )
 
 
 def _costs(
@@ -138,7 +197,7 @@ def _costs(
 ) -> tuple[Machine | None, Mapping[str, float], dict[str, Cost]]:
     """(the machine's speed and the seconds of all calls of each convolution, where they count; what the convolutions
     that cannot be compressed cost)."""
-    timed = config.timed and targets.layers
+    timed = config.timed
     convs = {name: model.get_submodule(name) for name in (*(targets.layers if timed else ()), *targets.skipped)}
     calls = calibrate.calls(model, data, convs)
     machine, seconds = None, dict.fromkeys(convs, 0.0)
@@ -146,15 +205,13 @@ def _costs(
         machine = Machine.measured(next(iter(convs.values())).weight.detach(), config.latency_batch, data.show)
         sizes = {name: (conv, [call.x for call in calls[name]]) for name, conv in convs.items()}
         seconds = machine.dense_seconds(sizes, data.show)
-    others = {}
-    for name in targets.skipped:
-        numbers = sum(p.numel() for p in convs[name].parameters())
-        size = numbers * convs[name].weight.element_size()
-        others[name] = Cost(sum(call.flops(convs[name]) for call in calls[name]), numbers, size, seconds[name])
+    others = {
+        name: Cost.dense(convs[name], sum(call.positions(convs[name]) for call in calls[name]), seconds[name])
+        for name in targets.skipped
+    }
     return machine, seconds, others
 
 
-def _warnings(images: int) -> tuple[str, ...]:
-    if images >= FEW_IMAGES:
-        return ()
-    return (f"{images} calibration images: got fewer than {FEW_IMAGES}, so regions and ranks rest on little",)
+def _told(targets: surgery.Targets) -> str:
+    """Why convolutions cannot be compressed."""
+    return "; ".join(f"{name}: {why}" for name, why in targets.skipped.items()) or "it has no convolution"

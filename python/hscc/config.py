@@ -101,7 +101,7 @@ class Config:
         faster_only: leave layers dense that would not get faster on this machine, which is measured for that once
             (some seconds; see ``hscc.latency``). Always so with a latency budget.
         latency_batch: images of the calls whose time counts.
-        skip: names of layers to leave alone.
+        skip: names of modules to leave alone with all that is in them, convolutions and the last linear layer.
         seed: of the clusterings.
     """
 
@@ -124,6 +124,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.skip, str):
+            raise TypeError(f"skip: got the text {self.skip!r}, expected a list of names: skip=[{self.skip!r}]")
         object.__setattr__(self, "skip", tuple(self.skip))
         if not isinstance(self.budget, Budget):
             raise TypeError(f"budget: got {type(self.budget).__name__}, expected hscc.Budget, e.g. hscc.flops(5.3)")

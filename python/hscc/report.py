@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class LayerReport:
 class Report:
     """Totals are over all convolutions of the model, the untouched ones with their FLOPs.
 
-    ``latency_error`` is the median relative error of the predicted times, on layer shapes that they were not made from.
+    ``latency_error`` is the median relative error of the predicted times, on layer shapes that they were not made from;
+    ``measured_speedup`` is what came, all convolutions timed dense and compressed in turn, once the model was finished.
     ``refitted`` names the parameters of other layers that changed with the convolutions.
     """
 
@@ -48,6 +49,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     latency_error: float | None = None
     refitted: tuple[str, ...] = ()
+    measured_speedup: float | None = None
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -103,6 +105,10 @@ class Report:
         """Predicted, of all convolutions."""
         return None if self.latency_error is None else self.dense_ms / self.ms
 
+    def warned(self, warning: str) -> Report:
+        """The same with one more warning."""
+        return replace(self, warnings=(*self.warnings, warning))
+
     def to_dict(self) -> dict:
         """Plain data for JSON."""
         reductions = ("flop_reduction", "parameter_reduction", "byte_reduction", "speedup")
@@ -122,7 +128,8 @@ class Report:
             )
             for layer in data["layers"]
         )
-        return cls(layers, tuple(data["warnings"]), data.get("latency_error"), tuple(data.get("refitted", ())))
+        refitted, measured = tuple(data.get("refitted", ())), data.get("measured_speedup")
+        return cls(layers, tuple(data["warnings"]), data.get("latency_error"), refitted, measured)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -158,6 +165,7 @@ class Report:
             console.print(table)
             size = f"{self.dense_bytes / 1e6:.2f} > {self.bytes / 1e6:.2f} MB ({self.byte_reduction:.2f}x)"
             speed = f", {self.speedup:.2f}x faster (predicted; median error {self.latency_error:.0%})" if timed else ""
+            speed += f", {self.measured_speedup:.2f}x measured" if self.measured_speedup else ""
             console.print(f"convolutions: {size}{speed}", markup=False, highlight=False)
             if self.refitted:
                 console.print(f"refitted to them: {', '.join(self.refitted)}", markup=False, highlight=False)

@@ -1,9 +1,10 @@
-"""Every op of namespace ``hscc``, found by enumeration: opcheck, compile, export, double backward."""
+"""Every op of namespace ``hscc``, found by enumeration: opcheck, FLOPs, compile, export, double backward."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import flop_registry
 
 import hscc_kernels  # noqa: F401  (registers the ops)
 from hscc_kernels import explain, lowrank_conv2d
@@ -34,6 +35,8 @@ def samples(op: str):
             yield (x, bias, *plan, case.activation)
             x, v, u = (t.clone().requires_grad_() for t in (x, plan.v, plan.u))
             yield (x, bias, *plan._replace(v=v, u=u), case.activation)
+        elif op == "resized":
+            yield plan.positions, plan.work, plan.sizes, plan.v.shape[1], 5, 7
         elif op == "_build_info":
             yield ()
             return
@@ -49,6 +52,11 @@ def test_opcheck(op: str) -> None:
     options = {"test_utils": "test_schema"} if op == "_build_info" else {}  # a text: there are no tensors to compare
     for arguments in samples(op):
         torch.library.opcheck(getattr(torch.ops.hscc, op).default, arguments, **options)
+
+
+@pytest.mark.parametrize("op", [op for op in all_ops() if op != "_build_info"])  # which takes no tensor
+def test_flops_can_be_counted(op: str) -> None:
+    assert getattr(torch.ops.hscc, op) in flop_registry, "a new op needs flops.register in ops.py"
 
 
 def test_enumeration_finds_every_backend() -> None:
@@ -71,6 +79,15 @@ def test_compile_fullgraph(backend: str) -> None:
         strict=True,
     ):
         torch.testing.assert_close(mine, eager, rtol=1e-4, atol=1e-4)  # sums in another order
+
+
+def test_a_resized_plan_checks_its_regions() -> None:
+    plan = make_inputs(CASES[1], torch.float32)[1]
+    for region in (-1, len(plan.work), 2**30):
+        work = plan.work.clone()
+        work[0, 0] = region
+        with pytest.raises(ValueError, match=rf"work: got region {region}, expected 0\.\.{len(work) - 1}"):
+            torch.ops.hscc.resized(plan.positions, work, plan.sizes, plan.v.shape[1], 5, 7)
 
 
 def test_double_backward_is_refused_in_words() -> None:

@@ -179,6 +179,8 @@ def evaluate(
 ) -> None:
     """Accuracy, F1 and latency of a dense or compressed network on class folders of images.
 
+    The largest output wins; a single one, for two classes, is a logit: above 0 is the second class.
+
     Example: hscc evaluate --model examples/brain_mri/model.py:build --weights small.safetensors
     --data data/brain_mri/test
     """
@@ -207,8 +209,8 @@ def main() -> None:
     """Entry point: turns wrong input into one line and exit code 2."""
     try:
         app()
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        typer.echo(f"error: {error}", err=True)
+    except (ValueError, TypeError, ImportError, FloatingPointError, OSError) as error:
+        typer.echo(f"error: {' '.join(line.strip() for line in str(error).splitlines())}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ..nn.conv2d import HSCConv2d, region_labels
+from ..nn.conv2d import HSCConv2d
 from ..report import Report
 
 
@@ -23,7 +23,7 @@ def region_maps(model: nn.Module, mean_image: np.ndarray, path: Path) -> None:
         axis.imshow(mean_image, cmap="gray")
         axis.axis("off")
     for axis, (name, layer) in zip(axes[1:], layers, strict=True):
-        labels = region_labels(layer.plan).cpu().numpy()
+        labels = layer.plan.labels().cpu().numpy()
         extent = (0, width, height, 0)
         axis.imshow(labels, cmap="tab20", vmin=0, vmax=19, alpha=0.5, extent=extent, interpolation="none")
         axis.set_title(f"{name}: {labels.shape[0]}x{labels.shape[1]}, {labels.max() + 1} regions", fontsize=9)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..config import Config
 from ..maths.moments import Moments, Profile
 from ..nn.chain import ConvChain, stage
-from ..nn.conv2d import dense_bias
+from ..nn.conv2d import dense_bias, trainable
 from ..search.cost import Cost
 
 
@@ -90,9 +90,7 @@ class Chain:
     @property
     def dense(self) -> Cost:
         """Of the layer without factorization."""
-        flops = 2 * self.profile.calls * self.seen.positions * self.conv.weight.numel()
-        numbers = sum(p.numel() for p in self.conv.parameters())
-        return Cost(flops, numbers, numbers * self.conv.weight.element_size())
+        return Cost.dense(self.conv, self.profile.calls * self.seen.positions)
 
     def unfolded(self) -> Tensor:
         """A (m, J), float64."""
@@ -151,4 +149,4 @@ class Chain:
                 mean = stages(self.seen.mean_image().to(self.conv.weight.dtype)).double().mean((0, 2, 3))
             bias = self.seen.outputs.region(0).mean - mean
         stages[-1].bias = nn.Parameter(bias.to(self.conv.weight.dtype))
-        return stages.requires_grad_(self.conv.weight.requires_grad).train(self.conv.training)
+        return stages.requires_grad_(trainable(self.conv)).train(self.conv.training)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..maths.moments import Profile
-from ..nn.chain import ConvChain
+from ..nn.surgery import Student
 from ..observe import calibrate, distributed
 from ..observe.data import Calibration
 from ..report import LayerReport
@@ -85,22 +85,26 @@ def look(
 
 
 def fit(
-    model: nn.Module, layers: Mapping[str, Chain], calibration: Calibration
-) -> tuple[dict[str, ConvChain], list[LayerReport]]:
-    """The factored layers with ranks, and a row a layer, its error measured on the dense model's inputs."""
-    fitted = {name: layer.factored() for name, layer in layers.items() if layer.ranks}
-    missed = {name: layers[name].seen.outputs.count.new_zeros(1) for name in fitted}
+    model: nn.Module, layers: Mapping[str, Chain], names: Mapping[str, tuple[str, ...]], calibration: Calibration
+) -> tuple[Student, list[LayerReport]]:
+    """The model with factored layers in place, and a row a layer, its error measured on the dense model's inputs."""
+    student = Student(model, names)
+    for name, layer in layers.items():
+        if layer.ranks:
+            student.replace(name, layer.factored())
+    missed = {name: layers[name].seen.outputs.count.new_zeros(1) for name in student.modules}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        missed[name] += (fitted[name](x) - y).double().square().sum()
+        missed[name] += (stages[name](x) - y).double().square().sum()
 
-    calibrate.visit(model, calibration, {name: layers[name].conv for name in fitted}, see, "errors")
+    stages = {name: nn.Sequential(*module) for name, module in student.modules.items()}  # without the layer's hooks
+    calibrate.visit(model, calibration, {name: layers[name].conv for name in missed}, see, "errors")
     distributed.sum_(*missed.values())
     measured = [
-        replace(layer, missed=missed[name].item() / layer.seen.energy()) if name in fitted else layer
+        replace(layer, missed=missed[name].item() / layer.seen.energy()) if name in missed else layer
         for name, layer in layers.items()
     ]
-    return fitted, [row_of(layer) for layer in measured]
+    return student, [row_of(layer) for layer in measured]
 
 
 def with_ranks(layers: Mapping[str, Chain], limit: Cost, share: float | None) -> dict[str, Chain]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from operator import length_hint
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..io.checkpoint import read_metadata
 from ..nn.conv2d import HSCConv2d
 from ..nn.projection import Projection
-from ..observe.data import Calibration, evaluation_mode, forward
+from ..observe.data import Calibration, evaluation_mode
+from ..observe.values import floating, tensors
+from .distance import distance
 
 _KEY, _TYPE, _VERSION = "hscc", "hscc.finetune", 1
 _ADAM = ("step", "exp_avg", "exp_avg_sq")  # what the optimizer keeps of each parameter
@@ -27,7 +28,9 @@ _ADAM = ("step", "exp_avg", "exp_avg_sq")  # what the optimizer keeps of each pa
 
 @dataclass(frozen=True)
 class FinetuneReport:
-    """Mean losses, epoch by epoch; ``validation`` begins with the one before training, or is empty without data.
+    """Mean losses, epoch by epoch; ``validation`` begins with the one before training.
+
+    Without validation data it is of the training batches after each epoch, where ``training`` is on the way.
 
     ``best_epoch`` is the epoch whose weights the student holds, counted from 1; 0 is the weights it came with.
     """
@@ -55,6 +58,7 @@ class Settings:
             Other outputs, and with None these too, by the mean squared error relative to the teacher's mean square.
         patience: epochs without a lower validation loss after which training stops.
         seed: of the shuffling in a ``DataLoader``, epoch by epoch.
+        forward: called with a model and a batch, for batches of other kinds, as for :func:`hscc.compress_`.
         show_progress: bars on standard error.
     """
 
@@ -64,6 +68,7 @@ class Settings:
     temperature: float | None = 1.0
     patience: int = 3
     seed: int = 0
+    forward: Callable[[nn.Module, Any], Any] | None = None
     show_progress: bool = False
 
     def __post_init__(self) -> None:
@@ -76,6 +81,7 @@ class Settings:
                 raise ValueError(f"{name}: got {value!r}, expected a positive number")
 
 
+@torch.inference_mode(False)
 def finetune(
     student: nn.Module,
     teacher: nn.Module,
@@ -88,7 +94,8 @@ def finetune(
     """Trains a compressed student, in place, to give the outputs of its teacher; no labels are needed.
 
     Both run in evaluation mode: no dropout, and batch-norm statistics stay. The student ends with the weights of the
-    best epoch, by validation loss or else by training loss; after an error or an interrupt too, with the best so far.
+    best epoch, or those it came with where none is better, by the loss on the validation data or else on the training
+    batches; after an error or an interrupt too, with the best so far.
     Modes and ``requires_grad`` come back in any case. bfloat16 autocast around the call works. To match inner features
     too, give modules that return them beside the outputs. Each process trains by itself.
 
@@ -98,7 +105,7 @@ def finetune(
             and dicts of them.
         batches: re-iterable inputs as for :func:`hscc.compress_`.
         validation: such inputs to measure the loss on, before training and after each epoch; not the calibration data:
-            the student was fitted to them, so its loss there is too low before training.
+            the student was fitted to them, so its loss there is too low before training. None: the batches.
         checkpoint: file written after each epoch; training goes on from it where it exists.
         settings: the fields of :class:`Settings` by name; ``epochs`` is needed.
 
@@ -108,8 +115,8 @@ def finetune(
     """
     how = Settings(**settings)
     device = Calibration.of(student, batches).device
-    lessons = Calibration(batches, device, how.seed, how.show_progress, "batches")
-    held_out = None if validation is None else replace(lessons, data=validation, argument="validation")
+    lessons = Calibration(batches, device, how.seed, how.show_progress, how.forward, "batches")
+    held_out = lessons if validation is None else replace(lessons, data=validation, argument="validation")
     trained = _trained(student, teacher, how.also)
     run = _Run(student, teacher, trained, how, validated=validation is not None)
     file = None if checkpoint is None else Path(checkpoint)
@@ -119,14 +126,13 @@ def finetune(
         run.load(file)
     try:
         with _prepared(student, teacher, trained.values()):
-            if held_out and not run.validation:
+            if not run.validation:
                 run.validate(held_out, "before training")
             while (epoch := len(run.training)) < how.epochs and not run.waited:
                 torch.default_generator.manual_seed(how.seed + epoch)
                 label = f"epoch {epoch + 1} of {how.epochs}"
                 run.train(lessons, label)
-                if held_out:
-                    run.validate(held_out, f"{label}, loss {run.training[-1]:.3g}")
+                run.validate(held_out, f"{label}, loss {run.training[-1]:.3g}")
                 run.keep_best()
                 if file is not None:
                     run.save(file)
@@ -161,16 +167,16 @@ class _Run:
 
     @torch.no_grad()
     def validate(self, held_out: Calibration, label: str) -> None:
+        torch.default_generator.manual_seed(self.how.seed)  # the same images each time, where they are drawn
         self.validation.append(self._mean_loss(held_out, label, lambda step, loss: None))
 
     def keep_best(self) -> None:
-        losses = self.validation or [math.inf, *self.training]
-        if losses[-1] < min(losses[:-1]):
+        if self.validation[-1] < min(self.validation[:-1]):
             self.best_epoch, self.best = len(self.training), self._copy()
 
     @property
     def waited(self) -> bool:
-        return bool(self.validation) and len(self.training) - self.best_epoch >= self.how.patience
+        return self.same["validation"] and len(self.training) - self.best_epoch >= self.how.patience
 
     @torch.no_grad()
     def restore_best(self) -> None:
@@ -227,46 +233,17 @@ class _Run:
         total, images = 0.0, 0
         for step, batch in enumerate(data.batches(label)):
             with torch.no_grad():
-                wanted = _tensors(forward(self.teacher, batch))
+                wanted = floating(data.forward(self.teacher, batch))
             torch.clear_autocast_cache()  # it holds casts of the weights before the last step
-            loss = distance(_tensors(forward(self.student, batch)), wanted, self.how.temperature)
+            loss = distance(floating(data.forward(self.student, batch)), wanted, self.how.temperature)
             learn(step, loss)
-            size = len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
+            size = len(next(t for t in tensors(batch) if t.ndim))
             total = total + loss.detach() * size
             images += size
         mean = float(total / images)
         if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"{data.argument}: got a loss of {mean} in {label}, expected finite; try a lower rate"
-            )
+            raise FloatingPointError(f"{data.argument}: got a loss of {mean} ({label}), expected a finite one")
         return mean
-
-
-def distance(got: list[Tensor], wanted: list[Tensor], temperature: float | None) -> Tensor:
-    """Sum over the outputs of how far the student's are from the teacher's."""
-    if not wanted or [t.shape for t in got] != [t.shape for t in wanted]:
-        shapes = [[tuple(t.shape) for t in side] for side in (got, wanted)]
-        raise ValueError(
-            f"student: got outputs {shapes[0]}, expected at least one, shaped as the teacher's {shapes[1]}"
-        )
-    total = got[0].new_zeros((), dtype=torch.promote_types(got[0].dtype, torch.float32))
-    for s, t in zip(got, wanted, strict=True):
-        s, t = s.to(total.dtype), t.to(total.dtype)
-        if temperature is not None and s.ndim == 2 and s.shape[1] > 1:
-            logs = (F.log_softmax(side / temperature, 1) for side in (s, t))
-            total = total + temperature**2 * F.kl_div(*logs, log_target=True, reduction="batchmean")
-        else:
-            total = total + F.mse_loss(s, t) / t.square().mean().clamp_min(1e-12)
-    return total
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors of nested tuples, lists and dicts."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        output = output.values()
-    return [t for part in output for t in _tensors(part)] if isinstance(output, Iterable) else []
 
 
 def _trained(student: nn.Module, teacher: nn.Module, also: Sequence[str]) -> dict[str, nn.Parameter]:

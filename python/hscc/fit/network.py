@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import Config
-from ..nn import surgery
+from ..nn.surgery import Student
 from ..observe import rectifiers
 from ..observe.data import Calibration
 from ..search.plan import LayerPlan
 from . import fitting, heads, reconstruct
+from .heads import Head
 
 
 def fit(
@@ -21,24 +21,22 @@ def fit(
     names: Mapping[str, tuple[str, ...]],
     calibration: Calibration,
     config: Config,
-) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
-    """The modules that take the place of the layers that do not stay dense, and new values of the head's parameters.
+) -> tuple[Student, Head]:
+    """``model`` with modules in the place of the layers that do not stay dense, and what becomes of its last layer.
 
-    ``model`` is not changed; ``names`` are all names of each layer.
+    ``names`` are all names of each layer.
     """
-    student, fitted = copy.deepcopy(model), {}
+    student = Student(model, names)
     rectified = rectifiers.find(model, calibration, layers) if reads(layers, config) else {}
     for name, layer in layers.items():
         if layer.stays_dense:
             continue
         if config.sequential or layer.structure.squeeze:
-            fitted[name] = reconstruct.fit(model, student, calibration, layer, rectified.get(name), config)
+            student.replace(name, reconstruct.fit(student, calibration, layer, rectified.get(name), config))
         else:
-            fitted[name] = fitting.fit(layer, layer.stats.moments.total(), config)
-        if config.sequential:
-            surgery.swap_(student, names[name], fitted[name])
-    head = heads.refit(model, student, calibration, config.skip) if config.sequential and fitted else {}
-    return fitted, head
+            student.replace(name, fitting.fit(layer, layer.stats.moments.total(), config))
+    head = heads.refit(student, calibration, config.skip) if config.sequential and student.modules else Head()
+    return student, head
 
 
 def reads(layers: Mapping[str, LayerPlan], config: Config) -> bool:

@@ -15,7 +15,7 @@ from hscc_kernels import PackedPlan
 from ..nn.chain import ConvChain
 from ..nn.conv2d import HSCConv2d
 from ..nn.projection import Projection, SqueezedConv2d
-from ..nn.surgery import channels_last_, swap_
+from ..nn.surgery import channels_last_, inherit, swap_, unwrapped
 from ..report import Report
 
 _KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 2
@@ -38,6 +38,7 @@ def save(
     """
     from safetensors.torch import save as to_bytes
 
+    model = unwrapped(model)
     names = list(model.named_modules(remove_duplicate=False))
     inner = {id(module.conv) for _, module in names if isinstance(module, SqueezedConv2d)}
     ours = (HSCConv2d, SqueezedConv2d, ConvChain)
@@ -65,12 +66,14 @@ def save(
 def load_(model: nn.Module, path: str | Path) -> Report | None:
     """Turns a fresh dense model of the same architecture into the saved compressed one, in place.
 
-    The model is changed only when the whole file fits. Returns the report that was saved with it.
+    The model is changed only when the whole file fits, and keeps its dtype and device, as by ``load_state_dict``.
+    Returns the report that was saved with it.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: truncated, foreign, of an unknown version, or made from another architecture.
     """
+    model = unwrapped(model)
     tensors, header = _read(Path(path))
     tensors |= {key: tensors[other] for key, other in header["shared"].items()}
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -93,9 +96,10 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
     )
     if wrong:
         raise ValueError(f"{path}: got other tensors than the model's, e.g. {wrong[0]!r}, expected its architecture")
-    device = next((t.device for t in model.state_dict().values()), torch.device("cpu"))
     for name, module in built.items():
-        swap_(model, (name,), module.to(device).train(model.training))
+        dense = modules[name]
+        inherit(module.to(dense.weight.device, dense.weight.dtype).train(dense.training), dense)
+        swap_(model, (name,), module)
     model.load_state_dict(tensors, strict=False)
     channels_last_(model)
     return None if header["report"] is None else Report.from_dict(header["report"])
@@ -137,7 +141,7 @@ def _describe(layer: HSCConv2d | SqueezedConv2d | ConvChain) -> dict:
     return {
         "geometry": layer.geometry.flat(),
         "out_size": layer.out_size,
-        "padding": layer.padding,
+        "padding": layer.pad,
         "padding_mode": layer.padding_mode,
         "activation": layer.activation,
     }
@@ -164,7 +168,7 @@ def _build_factors(tensors: list[Tensor], layer: dict) -> HSCConv2d:
     v, u, bias, *index = tensors
     try:
         sizes = (*layer["geometry"], *layer["out_size"])
-        options = {name: layer[name] for name in ("padding", "padding_mode", "activation")}
+        options = {"pad": layer["padding"], **{name: layer[name] for name in ("padding_mode", "activation")}}
     except (KeyError, TypeError) as error:
         raise ValueError(f"got damaged hscc metadata ({error!r}), expected a layer's geometry") from error
     plan = PackedPlan(v, u, *index, sizes).validate()

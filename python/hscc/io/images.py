@@ -18,6 +18,8 @@ METADATA_KEY = "hscc.images"
 class ImageSpec:
     """How a network wants its images; travels in the metadata of a weights file (key ``hscc.images``).
 
+    Pixels have 8 bits a channel. :func:`read_image` scales 16-bit grey by 65535 and refuses what has no known white.
+
     Args:
         size: (H, W) in pixels.
         channels: 1 (grey) or 3; grey pictures are repeated, colour ones are reduced to luminance.
@@ -69,7 +71,8 @@ class ImageSpec:
 class ClassFolders(torch.utils.data.Dataset):
     """A folder of class folders of images (``root/<class>/*.png``); items are (float32 (C, H, W), label).
 
-    Raises FileNotFoundError when ``root`` or one of the classes is missing and ValueError when no image is found.
+    Hidden files and folders below ``root`` are skipped. Raises FileNotFoundError when ``root`` or one of the classes is
+    missing and ValueError when no image is found or, with the file's name, when one cannot be read.
     """
 
     def __init__(self, root: str | Path, spec: ImageSpec):
@@ -112,7 +115,9 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
+    # other programs leave pictures' names there: ._x.png, .ipynb_checkpoints/x.png
+    return sorted(path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
 def _no_images(root: str | Path) -> ValueError:
@@ -120,15 +125,50 @@ def _no_images(root: str | Path) -> ValueError:
 
 
 def read_image(path: Path, spec: ImageSpec) -> np.ndarray:
-    """A file as uint8 (H, W) or (H, W, 3), resized to the spec's size."""
-    from PIL import Image, UnidentifiedImageError
+    """A file as uint8 (H, W) or (H, W, 3), resized to the spec's size.
+
+    16-bit grey becomes value / 257, rounded, so that 65535 is white; of 16-bit colour the high byte is taken.
+
+    Raises:
+        ValueError: with the file's name, for what is no picture, damaged, or larger than Pillow allows, and where a
+            scale would be a guess: floats, integers of 32 or 16 signed bits, and 16 bits that look like 12.
+    """
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            image = image.convert("L" if spec.channels == 1 or image.mode in ("L", "1") else "RGB")
-            height, width = spec.size
-            if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
-            return np.array(image)
-    except (UnidentifiedImageError, OSError) as error:
+            deep = ";16" in str(image.tile)  # 16 bits in the file; loading empties the list
+            image.load()
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise ValueError(f"unreadable image {str(path)!r}: {error}") from error
+    image = _in_8_bits(image, deep, path)
+    image = image.convert("L" if spec.channels == 1 or image.mode in ("L", "1") else "RGB")
+    height, width = spec.size
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(image)
+
+
+def _in_8_bits(image, deep: bool, path: Path):
+    """The Pillow image itself, or as "L" where it is 16-bit grey; ``Image.convert`` would clip that at 255."""
+    from PIL import Image
+
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # Pillow before 11 opens 16-bit PNG as "I"
+        kind = "floats" if image.mode == "F" else "integers of 32 or 16 signed bits"
+        low, high = image.getextrema()
+        raise ValueError(f"image {str(path)!r}: got {kind} from {low:g} to {high:g}, expected 8 bits, or 16 unsigned")
+    grey = image.mode.startswith("I")
+    if not (grey or deep):
+        return image
+    values = np.asarray(image if grey else image.convert("RGB")).astype(np.int32)
+    top = int(values.max())
+    top = top if grey or not top else 256 * top + 255
+    if 0 < top < 4096:
+        raise ValueError(
+            f"image {str(path)!r}: got 16-bit values up to {top}, which look like 12 bits, expected 65535 as white"
+        )
+    if not grey:
+        return image
+    if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF's WhiteIsZero, which Pillow heeds at 8 bits only
+        values = 65535 - values
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

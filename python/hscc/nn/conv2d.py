@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d
 from hscc_kernels.backward import padded_nhwc, windows_of
 
+SIZES = 8  # other than the calibrated one whose region maps are kept
 _INDEX = ("positions", "rows", "channels", "work", "clusters")
 
 
@@ -22,6 +24,9 @@ def objection(conv: nn.Module) -> str | None:
         return f"grouped convolution (groups={conv.groups}) is not supported"
     if not conv.weight.is_floating_point():
         return f"weight of {conv.weight.dtype} is not supported, only real floating-point ones"
+    held = [*dict(conv.named_parameters()), *dict(conv.named_buffers()), *dict(conv.named_children())]
+    if more := [name for name in held if not name.startswith(("weight", "bias"))]:
+        return f"it holds more than weight and bias ({', '.join(more)}), which factors could not"
     return None
 
 
@@ -31,9 +36,9 @@ class HSCConv2d(nn.Module):
     Made by :meth:`from_conv`. Factors ``v``, ``u`` and ``bias`` (R, O) are parameters, index tensors are buffers;
     shapes as in :class:`hscc_kernels.PackedPlan`. Takes and gives what the ``nn.Conv2d`` did: (N, C, H, W) or
     (C, H, W), any batch size. A forward is one op, one kernel, behind ``F.pad`` where padding is not symmetric zeros.
-    An H x W other than the calibrated one works too: the region map is resized (nearest position) once and kept; call
-    :meth:`prepare` before ``torch.compile`` or ``torch.export`` for such a size. Backends: see
-    ``hscc_kernels.lowrank_conv2d``.
+    An H x W other than the calibrated one works too: the region map is resized (nearest position) once and kept, for
+    the last :data:`SIZES` sizes. A compiled graph does that in each call, unless :meth:`prepare` came before.
+    ``torch.fx`` sees one call of the module. Backends: see ``hscc_kernels.lowrank_conv2d``.
     """
 
     def __init__(
@@ -41,19 +46,20 @@ class HSCConv2d(nn.Module):
         plan: PackedPlan,
         bias: Tensor,
         *,
-        padding: Sequence[int] = (0, 0, 0, 0),
+        pad: Sequence[int] = (0, 0, 0, 0),
         padding_mode: str = "zeros",
         activation: str = "none",
     ) -> None:
+        """``pad`` and ``padding_mode`` as for ``F.pad``: what is done to the input before the op."""
         super().__init__()
         self.sizes, self.geometry, self.out_size = plan.sizes, plan.geometry, plan.out_size
         self.in_channels = plan.in_channels
         self.out_channels = plan.out_channels
-        self.padding, self.padding_mode, self.activation = tuple(padding), padding_mode, activation
+        self.pad, self.padding_mode, self.activation = tuple(pad), padding_mode, activation
         self.v, self.u, self.bias = nn.Parameter(plan.v), nn.Parameter(plan.u), nn.Parameter(bias)
         for name in _INDEX:
             self.register_buffer(name, getattr(plan, name))
-        self._resized: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # positions and work by output size
+        self._resized: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()  # positions, work by size
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, regions: Sequence[RegionFactors], v: Tensor, bias: Tensor, labels: Tensor):
@@ -69,8 +75,8 @@ class HSCConv2d(nn.Module):
         padding, before = _split_padding(conv)
         geometry = Geometry(conv.kernel_size, conv.stride, padding, conv.dilation)
         plan = PackedPlan.pack(v.cpu(), regions, labels.cpu(), geometry).to(**like)
-        layer = cls(plan, bias.to(**like), padding=before, padding_mode=conv.padding_mode)
-        return layer.requires_grad_(conv.weight.requires_grad).train(conv.training)
+        layer = cls(plan, bias.to(**like), pad=before, padding_mode=conv.padding_mode)
+        return layer.requires_grad_(trainable(conv)).train(conv.training)
 
     @classmethod
     def dense(cls, conv: nn.Conv2d, out_size: tuple[int, int]):
@@ -88,15 +94,37 @@ class HSCConv2d(nn.Module):
         buffers = self._buffers  # at half the price of seven attributes
         return PackedPlan(self.v, self.u, *[buffers[name] for name in _INDEX], self.sizes)
 
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        return self.geometry.kernel
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        return self.geometry.stride
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        return self.geometry.dilation
+
+    @property
+    def padding(self) -> tuple[int, int] | str:
+        """That of the convolution: (rows, columns), or "same" where the sides differ."""
+        left, right, top, bottom = self.pad
+        if not any(self.pad):
+            return self.geometry.padding
+        return (top, left) if (left, top) == (right, bottom) else "same"
+
     def prepare(self, height: int, width: int) -> None:
         """Makes the layer ready for inputs of this size (before padding by ``padding_mode``)."""
-        self._plan_for(height + self.padding[2] + self.padding[3], width + self.padding[0] + self.padding[1])
+        self._plan_for(height + self.pad[2] + self.pad[3], width + self.pad[0] + self.pad[1])
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return called(self, x)
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        if any(self.padding):
-            x = F.pad(x, self.padding, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        if any(self.pad):
+            x = F.pad(x, self.pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         plan = self._plan_for(x.shape[-2], x.shape[-1])
         return lowrank_conv2d(x, plan, self.bias, activation=self.activation)
 
@@ -104,15 +132,21 @@ class HSCConv2d(nn.Module):
         plan, size = self.plan, self.geometry.out_size(height, width)
         if size == self.out_size:
             return plan
-        if size not in self._resized:
-            if torch.compiler.is_compiling():
-                raise RuntimeError(f"input of {height} x {width}: call prepare({height}, {width}) before compiling")
-            if min(size) < 1:
-                raise ValueError(f"x: got {height} x {width}, expected at least the kernel's size")
-            resized = plan.mapped(_resize(region_labels(plan), size))
-            self._resized[size] = resized.positions, resized.work
-        (positions, work), sizes = self._resized[size], (*self.sizes[:-2], *size)
-        return PackedPlan(self.v, self.u, positions, self.rows, self.channels, work, self.clusters, sizes)
+        if min(size) < 1:
+            raise ValueError(f"x: got {height} x {width}, expected at least the kernel's size")
+        if size in self._resized:
+            positions, work = self._resized[size]
+        elif torch.compiler.is_compiling():  # made anew at each call
+            positions, work = torch.ops.hscc.resized(self.positions, self.work, self.sizes, self.v.shape[1], *size)
+        else:
+            with torch.inference_mode(False):  # they may be needed for gradients later
+                _, _, positions, _, _, work, *_ = plan.resized(size)
+            self._resized[size] = positions, work
+            if len(self._resized) > SIZES:
+                self._resized.popitem(last=False)
+        return PackedPlan(
+            self.v, self.u, positions, self.rows, self.channels, work, self.clusters, (*self.sizes[:-2], *size)
+        )
 
     def _apply(self, fn, recurse=True):
         self._resized.clear()  # its tensors are no buffers, so a move to another device must not miss them
@@ -126,12 +160,14 @@ class HSCConv2d(nn.Module):
         )
 
 
-def region_labels(plan: PackedPlan) -> Tensor:
-    """(Ho, Wo) int64 region of each output position."""
-    labels = torch.empty(plan.positions.shape, dtype=torch.int64, device=plan.positions.device)
-    for item in plan.work_items():
-        labels[plan.positions[item.position_start : item.position_start + item.position_count].long()] = item.region
-    return labels.view(plan.out_size)
+def called(module: nn.Module, x: fx.Proxy) -> fx.Proxy:
+    """One node of a traced graph: what a module does inside is not for ``torch.fx``."""
+    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), (x,), {})
+
+
+def trainable(conv: nn.Module) -> bool:
+    """Whether any parameter of it is; an effective weight, as of weight norm, may say otherwise."""
+    return any(parameter.requires_grad for parameter in conv.parameters())
 
 
 def weight_rows(conv: nn.Conv2d) -> Tensor:
@@ -164,12 +200,3 @@ def _split_padding(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int, in
     if conv.padding_mode == "zeros" and all(a == b for a, b in sides):
         return (sides[0][0], sides[1][0]), (0, 0, 0, 0)
     return (0, 0), (*sides[1], *sides[0])
-
-
-def _resize(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest position of another size."""
-    row, column = (
-        ((torch.arange(new, device=labels.device) + 0.5) * old / new).long().clamp_max(old - 1)
-        for new, old in zip(size, labels.shape, strict=True)
-    )
-    return labels[row[:, None], column[None, :]]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 
 from torch import fx, nn
 
 from .conv2d import HSCConv2d
-from .projection import Projection
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (HSCConv2d, Projection)) or super().is_leaf_module(module, name)
+from .surgery import unwrapped
 
 
 def fuse_relu_(model: nn.Module) -> tuple[str, ...]:
@@ -21,26 +17,42 @@ def fuse_relu_(model: nn.Module) -> tuple[str, ...]:
     The ``nn.ReLU`` becomes an ``nn.Identity``, so names and ``state_dict`` stay. A ReLU that is called more than once
     or that shares its input with another reader stays as it is. What reads such a convolution from outside (a forward
     hook, a feature extractor) sees rectified outputs from then on; this is why ``compress_`` does not do it unasked.
+    Of a model that ``torch.fx`` cannot trace the parts that it can are looked at, and a warning names the rest.
 
-    Returns the names of the :class:`HSCConv2d`. Raises ValueError for a model that ``torch.fx`` cannot trace.
+    Returns the names of the :class:`HSCConv2d`.
     """
+    model = unwrapped(model)
+    fused, missed = _fused(model, "")
+    for _, relu in fused:
+        model.set_submodule(relu, nn.Identity())
+    if missed:
+        told = "; ".join(f"{name or 'the model itself'} ({reason})" for name, reason in missed.items())
+        warnings.warn(f"fuse_relu_ could not look into what torch.fx cannot trace: {told}", stacklevel=2)
+    return tuple(conv for conv, _ in fused)
+
+
+def _fused(model: nn.Module, name: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """(names of a convolution and its ReLU, why some modules could not be traced), of the module of that name."""
+    part = model.get_submodule(name)
+    if not any(isinstance(module, HSCConv2d) for module in part.modules()) or isinstance(part, HSCConv2d):
+        return [], {}
     try:
-        nodes = list(_Tracer().trace(model).nodes)
+        nodes = list(fx.Tracer().trace(part).nodes)
     except Exception as error:
-        raise ValueError(f"model: got one that torch.fx cannot trace ({error}), expected a fixed graph") from error
-    modules = dict(model.named_modules(remove_duplicate=False))
+        below = [_fused(model, f"{name}.{child}".lstrip(".")) for child, _ in part.named_children()]
+        missed = {name: str(error).partition("\n")[0] or type(error).__name__}
+        return [pair for pairs, _ in below for pair in pairs], missed | {n: r for _, m in below for n, r in m.items()}
+    modules = dict(part.named_modules(remove_duplicate=False))
     calls = Counter(modules[node.target] for node in nodes if node.op == "call_module")
-    fused = []
+    found = []
     for node in nodes:
         conv, relu = _called(node, modules), _called(next(iter(node.users), None), modules)
         if not isinstance(conv, HSCConv2d) or type(relu) is not nn.ReLU or len(node.users) > 1:
             continue
         if calls[conv] == calls[relu] == 1:
             conv.activation = "relu"
-            fused.append((node.target, next(iter(node.users)).target))
-    for _, name in fused:
-        model.set_submodule(name, nn.Identity())
-    return tuple(name for name, _ in fused)
+            found.append(tuple(f"{name}.{one.target}".lstrip(".") for one in (node, next(iter(node.users)))))
+    return found, {}
 
 
 def _called(node: fx.Node | None, modules: dict[str, nn.Module]) -> nn.Module | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hscc_kernels import PackedPlan, project
 
-from .conv2d import HSCConv2d
+from .conv2d import HSCConv2d, called
 
 
 class Projection(nn.Module):
@@ -19,6 +19,8 @@ class Projection(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return called(self, x)
         return project(x, self.weight)
 
     def extra_repr(self) -> str:

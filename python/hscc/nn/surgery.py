@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .conv2d import HSCConv2d, objection
+
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
+    *("_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook"),
+)
 
 
 @dataclass
@@ -20,12 +29,20 @@ class Targets:
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def leave(self, reasons: Mapping[str, str]) -> None:
+        """Skips these layers, too."""
+        for name, reason in reasons.items():
+            del self.layers[name]
+            self.skipped[name] = reason
+
 
 def find(model: nn.Module, skip: Sequence[str] = ()) -> Targets:
     """Sorts the model's convolutions into those that can be compressed and those that cannot, with the reason.
 
-    Raises ValueError when the model is compressed already, is a bare convolution, or lacks a layer named in ``skip``.
+    Raises TypeError for what is no module of plain Python (scripted, quantized), ValueError when the model is
+    compressed already, is a bare convolution, or lacks a module named in ``skip``.
     """
+    _refuse_foreign(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     if done := [name for name, module in modules.items() if isinstance(module, HSCConv2d)]:
         raise ValueError(f"model: got one that is compressed already (layer {done[0]!r}), expected a dense model")
@@ -42,12 +59,57 @@ def find(model: nn.Module, skip: Sequence[str] = ()) -> Targets:
             continue
         first[id(module)] = name
         targets.names[name] = (name,)
-        reason = "named in skip" if name in skip else objection(module)
-        if reason:
+    for name, names in targets.names.items():
+        named = any(below(one, skip) for one in names)
+        if reason := "named in skip" if named else objection(modules[name]):
             targets.skipped[name] = reason
         else:
-            targets.layers[name] = module
+            targets.layers[name] = modules[name]
     return targets
+
+
+def below(name: str, skip: Sequence[str]) -> bool:
+    """Whether a module is one of those in ``skip``, or lies in one."""
+    return any(name == other or other == "" or name.startswith(f"{other}.") for other in skip)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module behind ``torch.compile``: what is done to it holds for the compiled one, which compiles again."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    return model._orig_mod if type(model).__name__ == "OptimizedModule" else model  # its class is dear to import
+
+
+class Student:
+    """A model with some layers replaced, inside ``with student.swapped()``; outside it is as it was.
+
+    Args:
+        names: all names of each layer, by the first.
+    """
+
+    def __init__(self, model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> None:
+        self.model, self.names = model, names
+        self.modules: dict[str, nn.Module] = {}
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """From now on ``module`` takes the place of that layer, with its hooks."""
+        inherit(module, self.model.get_submodule(name))
+        self.modules[name] = module
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        before = {name: self.model.get_submodule(name) for name in self.modules}
+        try:
+            self.swap_()
+            yield
+        finally:
+            for name, module in before.items():
+                swap_(self.model, self.names[name], module)
+
+    def swap_(self) -> None:
+        """For good."""
+        for name, module in self.modules.items():
+            swap_(self.model, self.names[name], module)
 
 
 def swap_(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
@@ -55,6 +117,40 @@ def swap_(model: nn.Module, names: Sequence[str], module: nn.Module) -> None:
     for name in names:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module)
+
+
+def inherit(module: nn.Module, conv: nn.Module) -> None:
+    """Gives what takes a convolution's place its hooks, their handles included, and its plain attributes."""
+    for name in _HOOKS:
+        hooks = getattr(conv, name)
+        if isinstance(hooks, dict) and any(map(_makes_weight, hooks.values())):
+            hooks = type(hooks)((key, hook) for key, hook in hooks.items() if not _makes_weight(hook))
+        setattr(module, name, hooks)
+    for name, value in vars(conv).items():
+        if not name.startswith("_") and name not in ("weight", "bias"):
+            vars(module).setdefault(name, value)
+
+
+def _makes_weight(hook: object) -> bool:
+    """Whether a hook of weight norm, spectral norm or pruning: the effective weight is in the factors."""
+    return isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod))
+
+
+def _refuse_foreign(model: nn.Module) -> None:
+    if made := [name for name, p in model.named_parameters() if p.is_inference()]:
+        raise ValueError(f"model: got {made[0]!r} made under torch.inference_mode, expected parameters made outside it")
+    for name, module in model.named_modules():
+        kind = type(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            found = "TorchScript"
+        elif ".quantized" in kind.__module__:
+            found = "quantized"
+        else:
+            continue
+        raise TypeError(
+            f"model: got a {found} module ({name or 'the model itself'}: {kind.__name__}), expected the float "
+            "nn.Module that it was made from"
+        )
 
 
 def channels_last_(model: nn.Module) -> None:

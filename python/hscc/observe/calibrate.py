@@ -7,7 +7,7 @@ all parts; the model must be the same on all ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ..maths.moments import Inputs, Moments, Profile
 from ..maths.regions import RegionMap
+from ..nn.surgery import Student
 from . import distributed
-from .data import Calibration, evaluation, forward, images, watch
+from .data import Calibration, evaluation, images, watch
 
 
 class _Seen(Exception):
@@ -30,10 +31,9 @@ class Call(NamedTuple):
     x: tuple[int, ...]
     y: tuple[int, ...]
 
-    def flops(self, conv: nn.Module) -> int:
-        """Of one sample: every weight meets every position of one of the two once."""
-        grid = self.x if conv.transposed else self.y
-        return 2 * conv.weight.numel() * torch.Size(grid[1:]).numel()
+    def positions(self, conv: nn.Module) -> int:
+        """Of one sample: every weight meets each of them once."""
+        return torch.Size((self.x if conv.transposed else self.y)[1:]).numel()
 
 
 def profile(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Module]) -> dict[str, Profile]:
@@ -106,16 +106,13 @@ def visit(
 
 
 def visit_pairs(
-    dense: nn.Module,
-    student: nn.Module,
-    calibration: Calibration,
-    name: str,
-    calls: int,
-    see: Callable[[Tensor, Tensor], None],
+    student: Student, calibration: Calibration, name: str, calls: int, see: Callable[[Tensor, Tensor], None]
 ) -> None:
     """Calls ``see`` with the input of one layer in the student and its output in the dense model, call by call."""
+    model = student.model
+    layer = {name: model.get_submodule(name)}
 
-    def run(model: nn.Module, batch: Any, inputs: bool) -> list[Tensor]:
+    def run(batch: Any, inputs: bool) -> list[Tensor]:
         seen: list[Tensor] = []
 
         def keep(t: Tensor) -> None:
@@ -123,15 +120,14 @@ def visit_pairs(
             if len(seen) == calls:
                 raise _Seen
 
-        layer = {name: model.get_submodule(name)}
         how = {"before": lambda _, x: keep(x)} if inputs else {"after": lambda _, x, y: keep(y)}
-        with watch(layer, **how), suppress(_Seen):
-            forward(model, batch)
+        with watch(layer, **how), student.swapped() if inputs else nullcontext(), suppress(_Seen):
+            calibration.forward(model, batch)
         return seen
 
-    with evaluation(dense, student):
+    with evaluation(model):
         for batch in calibration.batches(f"fitting {name}"):
-            for x, y in zip(run(student, batch, True), run(dense, batch, False), strict=True):
+            for x, y in zip(run(batch, True), run(batch, False), strict=True):
                 see(x, y)
 
 
@@ -145,7 +141,7 @@ def calls(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Mo
 
     if layers:
         with evaluation(model), watch(layers, see):
-            forward(model, calibration.first())
+            calibration.forward(model, calibration.first())
     return distributed.gather(found)[0]
 
 

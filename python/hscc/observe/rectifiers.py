@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import distributed
-from .data import Calibration, evaluation, forward, watch
+from .data import Calibration, evaluation, watch
+from .values import tensors
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
 _RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
@@ -51,7 +52,7 @@ class _Readers(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        read = [self.seen[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.seen]
+        read = [self.seen[id(t)] for t in tensors((args, kwargs)) if id(t) in self.seen]
         for tensor, output in read:
             if function in _RELU and tensor is output.now:
                 output.relu = True
@@ -62,7 +63,7 @@ class _Readers(TorchFunctionMode):
                 output.rectifier = Rectifier(scale * affine.scale, shift * affine.scale + affine.shift)
                 output.now = result
                 self.seen[id(result)] = result, output
-            elif any(True for _ in _tensors(result)):  # sizes and the like do no harm
+            elif any(True for _ in tensors(result)):  # sizes and the like do no harm
                 output.others = True
         return result
 
@@ -78,8 +79,8 @@ def find(model: nn.Module, calibration: Calibration, names: Iterable[str]) -> di
         readers.seen[id(y)] = y, outputs[name][-1]
 
     with evaluation(model), watch(layers, keep), readers:
-        given = forward(model, calibration.first())
-    for tensor in _tensors(given):
+        given = calibration.forward(model, calibration.first())
+    for tensor in tensors(given):
         if id(tensor) in readers.seen:
             readers.seen[id(tensor)][1].others = True
     found = {name: several for name, several in outputs.items() if several and all(map(_alone, several))}
@@ -108,14 +109,3 @@ def _affine(function, *args, **kwargs) -> Rectifier | None:
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
     return Rectifier(scale[:, None, None], shift[:, None, None])
-
-
-def _tensors(values):
-    """All tensors in nested tuples, lists and dicts."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(tuple(values.values()))

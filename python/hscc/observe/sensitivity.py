@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..maths.regions import RegionMap
 from . import distributed
-from .data import Calibration, evaluation, forward, watch
+from .data import Calibration, evaluation, watch
+from .values import kind, tensors
 
 WEIGHT_FLOOR = 0.01  # of the mean: a position that looks irrelevant on few images still counts a little
+
+
+class NotDifferentiable(ValueError):
+    """The model's outputs have no gradient."""
 
 
 def measure(
@@ -25,7 +31,7 @@ def measure(
     The gram is E g g^T over samples and positions, g the gradient of a random projection of the model's outputs:
     in expectation J^T J, J the Jacobian of the centred outputs.
 
-    Raises ValueError when the outputs do not depend on the layers differentiably.
+    Raises :class:`NotDifferentiable` when the outputs do not depend on the layers differentiably.
     """
     sums = {
         name: torch.zeros(cells[name].count, layer.out_channels, layer.out_channels).to(
@@ -43,7 +49,7 @@ def measure(
     with evaluation(model, gradients=True), watch(layers, keep):
         for batch in calibration.batches("sensitivity"):
             seen.clear()
-            projection = _project(forward(model, batch), generator)
+            projection = _project(calibration.forward(model, batch), generator)
             gradients = torch.autograd.grad(projection, [y for _, y in seen], allow_unused=True)
             for (name, _), gradient in zip(seen, gradients, strict=True):
                 if gradient is not None:
@@ -58,22 +64,19 @@ def plain(layer: nn.Conv2d, cells: RegionMap) -> tuple[Tensor, Tensor]:
     return torch.eye(layer.out_channels, **options), torch.ones(cells.count, **options)
 
 
-def _project(output, generator: torch.Generator) -> Tensor:
-    """A random projection of every floating-point tensor in a model's output, each sample's values centred."""
-    if isinstance(output, Tensor):
-        output = [output]
-    elif isinstance(output, Mapping):
-        output = list(output.values())
-    floating = [y for y in output if isinstance(y, Tensor) and y.requires_grad]
-    if not floating:
-        raise ValueError(
-            f"sensitivity: got outputs without gradient ({type(output).__name__}), expected differentiable ones; "
-            "Config(sensitivity=False) does without"
-        )
+def _project(output: Any, generator: torch.Generator) -> Tensor:
+    """A random projection of every floating-point tensor in a model's output, each sample's values centred.
+
+    A sample's only value stays as it is, since centred it would be 0; scalars, such as a loss, are passed over.
+    """
+    found = [torch.view_as_real(y) if y.is_complex() else y for y in tensors(output) if y.requires_grad and y.ndim]
+    if not found:
+        raise NotDifferentiable(f"got outputs without gradient ({kind(output)})")
     total = 0.0
-    for y in floating:
+    for y in found:
         noise = torch.randn(y.shape, generator=generator).to(y)
-        noise = noise - noise.flatten(1).mean(1).view(-1, *[1] * (y.ndim - 1))
+        if y.shape[1:].numel() > 1:
+            noise = noise - noise.flatten(1).mean(1).view(-1, *[1] * (y.ndim - 1))
         total = total + (y * noise).sum()
     return total
 

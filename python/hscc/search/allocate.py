@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..config import Budget
-from .cost import Cost, remaining, total
+from .cost import Cost, total
 from .ranks import Choice, Faster, Own, Shared
 
 FLOPS_PER_PARAMETER = 4.0  # what a number stored weighs where only FLOPs are limited: it has to be read, too
@@ -19,14 +19,11 @@ Options = Mapping[str, Sequence[Own | Shared | Faster]]
 Chosen = dict[str, tuple[int, Choice]]
 
 
-def within_budget(options: Options, dense: Cost, fixed: Cost, budget: Budget) -> Chosen:
-    """For each layer the number of its option and what it takes.
-
-    ``dense`` is what all of them cost as they are, ``fixed`` what the convolutions that cannot be compressed cost.
-    """
+def within_budget(options: Options, dense: Cost, limit: Cost, budget: Budget) -> Chosen:
+    """For each layer the number of its option and what it takes: all within ``limit``, or what keeps the energy."""
     if budget.energy is not None:
         return {name: (0, several[0].keeping(budget.energy)) for name, several in options.items()}
-    return choose(options, dense, remaining(dense, fixed, budget)) if options else {}
+    return choose(options, dense, limit)
 
 
 def choose(options: Options, dense: Cost, limit: Cost) -> Chosen:

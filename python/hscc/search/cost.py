@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+from torch import nn
 
 from ..config import REDUCTIONS, Budget
 from ..report import LayerReport
@@ -19,6 +21,12 @@ class Cost(NamedTuple):
     parameters: float
     bytes: float = 0
     seconds: float = 0
+
+    @classmethod
+    def dense(cls, conv: nn.Module, positions: int, seconds: float = 0) -> Cost:
+        """Of a convolution as it is, every weight of which meets that many positions of one image."""
+        numbers = sum(t.numel() for t in (conv.weight, conv.bias) if t is not None)
+        return cls(2 * positions * conv.weight.numel(), numbers, numbers * conv.weight.element_size(), seconds)
 
     def at(self, price: Cost) -> float:
         (flops, parameters, size, seconds), (a, b, c, d) = self, price  # written out: the search lives here
@@ -48,10 +56,10 @@ def total(costs: Iterable[Cost]) -> Cost:
     return functools.reduce(Cost.plus, costs, Cost(0, 0))
 
 
-def remaining(dense: Cost, fixed: Cost, budget: Budget) -> Cost:
-    """What the budget leaves to layers of that dense cost; ``fixed`` is what cannot be compressed.
+def remaining(dense: Cost, fixed: Cost, budget: Budget, reasons: Mapping[str, str] = {}) -> Cost:
+    """What the budget leaves to layers of that dense cost; ``fixed`` is what cannot be compressed, for ``reasons``.
 
-    Whatever is limited, no more numbers are stored than in the dense model.
+    Whatever is limited, no more numbers are stored than in the dense model. Raises ValueError where nothing is left.
     """
     left = []
     for name, all_dense, stays in zip(REDUCTIONS, dense, fixed, strict=True):
@@ -60,7 +68,7 @@ def remaining(dense: Cost, fixed: Cost, budget: Budget) -> Cost:
         if left[-1] < 0:
             raise ValueError(
                 f"budget: got {name}={reduction:g}, expected at most {(all_dense + stays) / stays:.2f}: the layers "
-                "that cannot be compressed need the rest"
+                f"that cannot be compressed need the rest ({'; '.join(f'{n}: {why}' for n, why in reasons.items())})"
             )
     return Cost(*left)
 

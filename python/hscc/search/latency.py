@@ -1,21 +1,24 @@
 """How long a layer takes on this machine: seconds = sum of rate x work, the rates measured once and kept on disk.
 
 Work adds up over the ranks, clusters and regions of a layer, so latency is one more price in the search. The rates are
-fitted to times of the public op on invented layers; dense convolutions are timed as they are. Both are kept in
+fitted to times of the public op on invented layers; dense convolutions are timed as they are. Every time is a ratio to
+a reference call beside it, so that a busy machine slows both alike and times of different days compare. All are kept in
 ``latency-<key>.json`` under ``HSCC_CACHE_DIR`` (default ``~/.cache/hscc``); without that file they are measured again.
 """
 
 from __future__ import annotations
 
-import copy
+import functools
 import hashlib
 import json
 import logging
+import operator
 import os
 import platform
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,7 +68,8 @@ _SHAPES = (
 )
 _KINDS = ((1, 1, 3.0), (1, 1, 30.0), (4, 1, 5.0), (4, 2, 16.0), (8, 2, 8.0), (16, 1, 4.0))
 _NEAR_CACHES = 2**23  # bytes, more than a core's own
-_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 8.0, 3, 40
+_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS, _MOST_AGAIN = 8.0, 3, 40, 10
+_MANY_SLICES = 0.03  # seconds; a process has a core for some 3 ms at a time where others wait
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,14 @@ class Machine:
         rates: seconds of each unit of work.
         error: median relative error of predictions for shapes that the rates were not fitted to.
         dense: seconds of a call of a dense convolution, by what it is and its input's size.
+        reference: seconds of the call that all times are ratios to.
     """
 
     key: dict[str, object]
     rates: Work
     error: float
     dense: dict[str, float]
+    reference: float
 
     @classmethod
     def measured(cls, like: Tensor, batch: int, show: bool) -> Machine:
@@ -90,14 +96,16 @@ class Machine:
         key = _key(like, batch)
         try:
             data = json.loads(_file(key).read_text())
-            found = cls(data["key"], Work(**data["rates"]), data["error"], data["dense"])
-        except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged
+            found = cls(data["key"], Work(**data["rates"]), data["error"], data["dense"], data["reference"])
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, damaged, or without a reference
             found = None
         found = distributed.gather(found)[0]
         if found is None:
             with distributed.together(), torch.random.fork_rng(devices=[]):
-                rates, error = _fit(*_time_layers(like, batch, show))
-            found = distributed.gather(cls(key, rates, error, {}))[0]
+                groups, works, calls = _layers(like, batch)
+                ratios, reference = _ratios(calls, like, "measuring this machine", show)
+                rates, error = _fit(groups, works, [reference * ratio for ratio in ratios])
+            found = distributed.gather(cls(key, rates, error, {}, reference))[0]
             found.keep()
         return found
 
@@ -110,14 +118,39 @@ class Machine:
     ) -> dict[str, float]:
         """Of all calls of each convolution in one pass; ``layers`` has the sizes (C, ...) of the inputs of each."""
         wanted = {_text(conv, size): (conv, size) for conv, sizes in layers.values() for size in sizes}
-        missing = [text for text in wanted if text not in self.dense]  # the same on all ranks
-        with distributed.together(), torch.random.fork_rng(devices=[]):
-            calls = [_dense_call(*wanted[text], self.key["batch"]) for text in missing]
-            times = _quick_seconds(calls, "timing dense layers", show)
-        self.dense.update(distributed.gather(dict(zip(missing, times, strict=True)))[0])
-        if missing:
+        if missing := [text for text in wanted if text not in self.dense]:  # the same on all ranks
+            with distributed.together(), torch.random.fork_rng(devices=[]):
+                calls = [_call(_twin(conv), conv, size, self.key["batch"]) for conv, size in map(wanted.get, missing)]
+                times = self._times(calls, wanted[missing[0]][0].weight, "timing dense layers", show)
+            self.dense.update(distributed.gather(dict(zip(missing, times, strict=True)))[0])
             self.keep()
         return {name: sum(self.dense[_text(conv, size)] for size in sizes) for name, (conv, sizes) in layers.items()}
+
+    def compare(
+        self, pairs: Sequence[tuple[nn.Module, nn.Module, Sequence[Sequence[int]]]], show: bool
+    ) -> tuple[float, float]:
+        """Seconds of all calls together, of dense convolutions and of the modules in their places, timed in turn.
+
+        Args:
+            pairs: of each replaced layer the convolution, the module that takes its place, and the sizes (C, ...) of
+                the inputs of its calls in one pass.
+            show: a bar on standard error.
+        """
+        if not any(sizes for _, _, sizes in pairs):
+            return 0.0, 0.0
+        calls, counts = [], []
+        with distributed.together(), torch.random.fork_rng(devices=[]):
+            for conv, new, sizes in pairs:
+                for size, count in Counter(map(tuple, sizes)).items():
+                    calls += [_call(module, conv, size, self.key["batch"]) for module in (_twin(conv), new)]
+                    counts.append(count)
+            times = self._times(calls, pairs[0][0].weight, "timing dense and new layers", show)
+        times = distributed.gather(times)[0]
+        dense, new = (sum(map(operator.mul, counts, times[which::2])) for which in (0, 1))
+        return dense, new
+
+    def _times(self, calls: Sequence[Callable[[], object]], like: Tensor, description: str, show: bool) -> list[float]:
+        return [self.reference * ratio for ratio in _ratios(calls, like, description, show)[0]]
 
     def keep(self) -> None:
         """Writes the file as a whole: an interrupt leaves the old one or none; without a place to write, nothing."""
@@ -165,8 +198,8 @@ def _text(conv: nn.Module, size: Sequence[int]) -> str:
     return f"{conv}, input {[*size]}"
 
 
-def _time_layers(like: Tensor, batch: int, show: bool) -> tuple[list[int], list[Work], list[float]]:
-    """Of each invented layer the number of its shape, its work, and the seconds of a call."""
+def _layers(like: Tensor, batch: int) -> tuple[list[int], list[Work], list[Callable[[], object]]]:
+    """Of each invented layer the number of its shape, its work, and a call."""
     groups, works, calls = [], [], []
     for group, shape in enumerate(map(_Shape._make, _SHAPES)):
         x = _images((shape.channels, *[shape.stride * shape.side] * 2), batch, like)
@@ -180,7 +213,7 @@ def _time_layers(like: Tensor, batch: int, show: bool) -> tuple[list[int], list[
         groups.append(group)
         works.append(Work.of_pointwise(x[0, 0].numel(), shape.channels, shape.outputs))
         calls.append(lambda x=x, matrix=matrix: project(x, matrix))
-    return groups, works, _quick_seconds(calls, "measuring this machine", show)
+    return groups, works, calls
 
 
 def _plan(shape: _Shape, kind: _Kind) -> PackedPlan:
@@ -200,11 +233,30 @@ def _plan(shape: _Shape, kind: _Kind) -> PackedPlan:
     return PackedPlan.pack(torch.randn(regions * clusters * rank, patch), parts, labels, shape.geometry)
 
 
-def _dense_call(conv: nn.Module, size: Sequence[int], batch: int) -> Callable[[], object]:
-    """A call of a convolution as it is in a compressed model: channels last where it is two-dimensional."""
+def _twin(conv: nn.Module) -> nn.Module:
+    """A convolution as it is in a compressed model: channels last where it is two-dimensional.
+
+    Made from its options and numbers: a deep copy fails where weights are computed (weight_norm).
+    """
+    kind = next(kind for kind in type(conv).__mro__ if kind.__module__ == nn.Conv2d.__module__)
+    options = {name: getattr(conv, name) for name in kind.__constants__ if conv.transposed or name != "output_padding"}
+    twin = kind(**options, bias=conv.bias is not None, device="meta")
     layout = torch.channels_last if conv.weight.ndim == 4 else torch.contiguous_format
-    conv, x = copy.deepcopy(conv).to(memory_format=layout), _images(size, batch, conv.weight)
-    return lambda: conv(x)
+    twin.weight = nn.Parameter(conv.weight.detach().to(memory_format=layout), requires_grad=False)
+    if conv.bias is not None:
+        twin.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)
+    return twin
+
+
+def _call(module: nn.Module, conv: nn.Module, size: Sequence[int], batch: int) -> Callable[[], object]:
+    """Of that module with images for the convolution."""
+    return functools.partial(module, _images(size, batch, conv.weight))
+
+
+def _reference(like: Tensor) -> Callable[[], object]:
+    """A dense convolution of 0.5 ms on a core: shorter than a slice, longer than what a call costs, and small."""
+    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False).to(like)
+    return _call(_twin(conv), conv, (64, 28, 28), 1)
 
 
 def _images(size: Sequence[int], batch: int, like: Tensor) -> Tensor:
@@ -212,33 +264,66 @@ def _images(size: Sequence[int], batch: int, like: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _quick_seconds(calls: Sequence[Callable[[], object]], description: str, show: bool) -> list[float]:
-    """Of calls that take turns, so that drift hits all alike: the quickest tenth, for other work only adds time.
+def _clock(like: Tensor) -> Callable[[], float]:
+    """On a CPU this thread's processor time, which interrupts are no part of; on a GPU, or where it ticks, the wall's.
 
-    A median would be that of other processes too, wherever a call is longer than its slice of a busy core. Before each
-    call the near caches are filled with something else, as other layers do in a network.
+    With several threads too: beside an interrupted one this thread spins for some ms at most, and then sleeps.
     """
-    others = torch.ones(_NEAR_CACHES // 4)
+    fine = len({time.thread_time() for _ in range(100)}) > 10  # some systems count in ticks of 10 ms
+    return time.thread_time if fine and not like.is_cuda else time.perf_counter
 
-    def timed(call: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        call()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+
+def _ratios(
+    calls: Sequence[Callable[[], object]], like: Tensor, description: str, show: bool
+) -> tuple[list[float], float]:
+    """How many reference calls take as long as each call, and the seconds of one reference call.
+
+    They take turns, and the quickest tenths are compared. On the wall clock a reference is repeated for about as long
+    as the call takes, up to some slices: whatever lasts longer than a slice of a busy core is interrupted each time,
+    and both are as much. (Ratios round by round would scatter: of two within one slice, one is interrupted.)
+    Before each call the near caches are filled with something else, as other layers do in a network.
+    """
+    reference, clock, others = _reference(like), _clock(like), torch.ones(_NEAR_CACHES // 4)
+    longest = _MANY_SLICES if clock is time.perf_counter else 0.0
+
+    def timed(call: Callable[[], object], count: int = 1) -> float:
+        start = clock()
+        for _ in range(count):
+            call()
+            if like.is_cuda:
+                torch.cuda.synchronize()
+        return (clock() - start) / count
 
     times: list[list[float]] = [[] for _ in calls]
+    paces: list[list[float]] = [[] for _ in calls]  # of a reference call, beside each
+
+    def beside(call: Callable[[], object], found: list[float], pace: list[float], again: int = 1) -> float:
+        start = time.perf_counter()
+        for _ in range(again):
+            others.add_(1)
+            found.append(timed(call))
+            reference()  # its data back into the caches
+            pace.append(timed(reference, max(round(min(min(found), longest) / shortest), 1)))
+        return time.perf_counter() - start
+
     with torch.inference_mode():
-        for call in calls:
+        for call in (reference, *calls):
             call()
-        once = sum(map(timed, calls))
-        rounds = min(max(int(_SECONDS / max(3 * once, 1e-9)), _LEAST_ROUNDS), _MOST_ROUNDS) if calls else 0
-        for _ in track(range(rounds), description, show and rounds > 0):
-            for call, found in zip(calls, times, strict=True):
-                for _ in range(2):
-                    others.add_(1)
-                    found.append(timed(call))
-    return [statistics.quantiles(found, n=10, method="inclusive")[0] for found in times]
+        shortest = min(timed(reference) for _ in range(10))
+        took = [*map(beside, calls, times, paces)]
+        share = sum(took) / len(took)  # a call takes at least that of a turn, as short ones scatter most
+        again = [min(max(int(share / seconds), 1), _MOST_AGAIN) for seconds in took]
+        rounds = int(_SECONDS / sum(map(operator.mul, took, again)))
+        for _ in track(range(min(max(rounds, _LEAST_ROUNDS), _MOST_ROUNDS)), description, show):
+            for each in zip(calls, times, paces, again, strict=True):
+                beside(*each)
+    quick = [(_quick(found), _quick(pace)) for found, pace in zip(times, paces, strict=True)]
+    return [found / pace for found, pace in quick], min(pace for _, pace in quick)
+
+
+def _quick(times: Sequence[float]) -> float:
+    """The quickest tenth: other work only adds time."""
+    return statistics.quantiles(times, n=10, method="inclusive")[0]
 
 
 def _fit(groups: Sequence[int], works: Sequence[Work], seconds: Sequence[float]) -> tuple[Work, float]:

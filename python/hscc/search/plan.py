@@ -27,6 +27,11 @@ class LayerPlan:
     def stays_dense(self) -> bool:
         return self.choice.stays
 
+    @property
+    def cut(self) -> bool:
+        """Whether nothing that the layer reads reaches its outputs."""
+        return not self.stays_dense and not any(self.choice.ranks)
+
     def cost(self, plan: PackedPlan) -> Cost:
         """Of the factors as they are packed; no row is kept that no region uses."""
         cost, squeeze = self.stats.cost(Work.of(plan)), self.structure.squeeze

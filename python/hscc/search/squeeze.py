@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..maths.moments import Inputs, SplitMoments
 from ..nn.chain import stage
+from ..nn.conv2d import trainable
 from ..nn.projection import Projection
 from ..observe import calibrate, distributed
 from ..observe.data import Calibration
@@ -58,8 +59,8 @@ def candidates(conv: nn.Conv2d, inputs: Inputs, root: Tensor) -> list[Squeeze]:
     found = []
     for c in sorted(counts | ({directions} - {channels})):
         core = stage(conv, torch.einsum("ocij,cd->odij", weight, back @ u[:, :c]), (True, True))
-        core.bias = conv.bias
-        core.requires_grad_(conv.weight.requires_grad).train(conv.training)
+        core.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach())
+        core.requires_grad_(trainable(conv)).train(conv.training)
         found.append(Squeeze(u[:, :c].T @ there, core, Work.of_pointwise(inputs.positions, channels, c)))
     return found
 

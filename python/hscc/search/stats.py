@@ -49,9 +49,7 @@ class LayerStats:
 
     @property
     def dense(self) -> Cost:
-        flops = 2 * self.profile.calls * self.positions * self.conv.weight.numel()
-        numbers = sum(p.numel() for p in self.conv.parameters())
-        return Cost(flops, numbers, numbers * self.conv.weight.element_size(), self.dense_seconds)
+        return Cost.dense(self.conv, self.profile.calls * self.positions, self.dense_seconds)
 
     def cost(self, work: Work) -> Cost:
         """Of a part of the factored layer that does this for one image in one call."""
@@ -88,8 +86,8 @@ def look(
     layers: Mapping[str, nn.Conv2d],
     profiles: Mapping[str, Profile],
     config: Config,
-) -> dict[str, LayerStats]:
-    """Statistics of every profiled layer, in the order in which they run."""
+) -> tuple[dict[str, LayerStats], list[str]]:
+    """Statistics of every profiled layer, in the order in which they run; and warnings."""
     watched = {name: layers[name] for name in profiles}
     cells = {
         name: regions.split(profile, config.region_method, config.regions, config.seed)
@@ -100,12 +98,14 @@ def look(
         for name, profile in profiles.items()
     }
     inputs = calibrate.moments(model, calibration, watched, moments)
-    weighted = config.sensitivity and config.factorization == "activation" and config.budget.energy is None
-    if weighted and watched:
-        metrics = sensitivity.measure(model, calibration, watched, cells)
-    else:
-        metrics = {name: sensitivity.plain(layer, cells[name]) for name, layer in watched.items()}
-    return {
+    metrics, warnings = {name: sensitivity.plain(layer, cells[name]) for name, layer in watched.items()}, []
+    if config.sensitivity and config.factorization == "activation" and config.budget.energy is None:
+        try:
+            metrics = sensitivity.measure(model, calibration, watched, cells)
+        except sensitivity.NotDifferentiable as error:
+            warnings.append(f"sensitivity: {error}, so that all errors count the same")
+    stats = {
         name: LayerStats(name, layers[name], profile, cells[name], moments[name], *metrics[name], inputs[name])
         for name, profile in profiles.items()
     }
+    return stats, warnings

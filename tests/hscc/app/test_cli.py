@@ -14,6 +14,7 @@ import pytest
 import torch
 from hscc.app import cli
 from hscc.io.images import METADATA_KEY, ClassFolders, ImageSpec, Pictures
+from hscc.io.loading import build_model, load_module
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -121,8 +122,8 @@ def test_budgets_of_bytes_and_latency(work: Path, hscc, machine) -> None:
 
 
 def test_finetune_goes_on_after_an_interrupt(work: Path, hscc, monkeypatch) -> None:
-    hscc("compress", *NETWORK, "--flops", "4", "--out", "small.safetensors")
-    arguments = (*NETWORK, "--student", "small.safetensors", "--epochs", "3", "--batch", "8")
+    hscc("compress", *NETWORK, "--flops", "6", "--out", "small.safetensors")
+    arguments = (*NETWORK, "--student", "small.safetensors", "--epochs", "3", "--batch", "8", "--rate", "1e-5")
     code, out, errors = hscc("finetune", *arguments, "--out", "tuned.safetensors")
     assert code == 0, errors
     assert "Wrote tuned.safetensors" in out
@@ -160,6 +161,169 @@ def test_labels_missing(work: Path, hscc) -> None:
     code, _, errors = hscc("evaluate", *NETWORK, "--data", "half")
     assert code == 2
     assert "error: labels missing in 'half': got ['bright'], expected ['bright', 'dark']" in errors
+
+
+def one_line(code: int, errors: str) -> str:
+    """What stands after ``error:``, when it is all there is."""
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert (code, lines) == (2, [errors.splitlines()[-1]]), errors
+    assert "Traceback" not in errors
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ("nn.Linear(16, 3)", "evaluate: got 3 outputs, expected 2 (classes ('bright', 'dark'))"),
+        ("nn.Unflatten(1, (16, 1))", "evaluate: got outputs of shape (24, 16, 1) for 24 images, expected 2 (classes"),
+        ("Named()", "evaluate: got dict as outputs, expected 2 (classes"),
+    ],
+)
+def test_outputs_must_fit_the_classes(work: Path, hscc, last: str, message: str) -> None:
+    named = "class Named(nn.Module):\n    def forward(self, x):\n        return {'logits': x}\n"
+    (work / "misfit.py").write_text(MODEL.replace("def build", f"{named}def build").replace("nn.Linear(16, 2)", last))
+    model = build_model(str(work / "misfit.py"))
+    save_file(model.state_dict(), work / "misfit.safetensors", {METADATA_KEY: SPEC.to_json()})
+    arguments = ("--model", "misfit.py:build", "--weights", "misfit.safetensors")
+    assert one_line(*hscc("evaluate", *NETWORK, *arguments)[::2]).startswith(message)
+
+
+def test_one_logit_tells_two_classes_apart(work: Path, hscc) -> None:
+    model = "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(256, 1))\n"
+    (work / "logit.py").write_text(model)
+    weights = {"1.weight": torch.full((1, 256), -1.0), "1.bias": torch.zeros(1)}  # dark pictures lie above 0
+    save_file(weights, work / "logit.safetensors", {METADATA_KEY: SPEC.to_json()})
+    code, out, errors = hscc("evaluate", *NETWORK, "--model", "logit.py", "--weights", "logit.safetensors")
+    assert code == 0, errors
+    assert "accuracy 100.00 %" in out
+
+
+def neighbours(folder: Path, width: int) -> str:
+    """A model file that imports files and packages beside it, at the top and while building; its path."""
+    (folder / "parts").mkdir(parents=True)
+    (folder / "helper.py").write_text(f"WIDTH = {width}\n")
+    (folder / "lazy.py").write_text(f"import helper\nWIDTH = {width}\n")
+    (folder / "parts" / "net.py").write_text(f"WIDTH = {width}\n")
+    text = "from torch import nn\nfrom helper import WIDTH\nfrom parts.net import WIDTH as LAST\n"
+    build = (
+        "def build():\n    import lazy\n    return nn.Sequential(nn.Linear(WIDTH, lazy.WIDTH), nn.Linear(LAST, LAST))\n"
+    )
+    (folder / "sib.py").write_text(text + build)
+    return str(folder / "sib.py")
+
+
+@pytest.fixture
+def modules():
+    """Leaves ``sys.modules`` as it was."""
+    before = dict(sys.modules)
+    yield
+    for name in sys.modules.keys() - before.keys():
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("modules")
+def test_models_import_what_lies_beside_them(tmp_path: Path) -> None:
+    paths = list(sys.path)
+    places = {3: tmp_path / "a" / "m", 4: tmp_path / "b" / "m", 5: tmp_path / "a" / "m" / "inner"}
+    sources = {width: neighbours(place, width) for width, place in places.items()}
+    for width in (3, 4, 4, 3, 5, 3):  # same names all the time
+        assert build_model(sources[width])[0].weight.shape == (width, width)
+        assert build_model(sources[width])[1].weight.shape == (width, width)
+    assert sys.path == paths
+    assert sys.modules["helper"].WIDTH == 3  # of the first
+    (tmp_path / "alone.py").write_text("import helper\n")
+    with pytest.raises(
+        ImportError, match=r"alone\.py', whose imports fail \(No module named 'helper'\), expected modules"
+    ):
+        load_module(tmp_path / "alone.py")
+    modules = [load_module(source) for source in sources.values()]
+    assert len({module.__name__ for module in modules}) == 3
+    assert all(sys.modules[module.__name__] is module for module in modules)
+    assert sys.path == paths
+
+
+@pytest.mark.usefixtures("modules")
+def test_neighbours_are_not_the_callers_modules(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "helper.py").write_text("WIDTH = 9")
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    import helper
+
+    source = neighbours(tmp_path / "m", 3)
+    (tmp_path / "m" / "torch").mkdir()  # as in a folder of checkouts; the one installed stays
+    assert build_model(source)[0].weight.shape == (3, 3)
+    assert sys.modules["helper"] is helper
+    assert sys.modules["torch"] is torch
+
+
+@pytest.mark.usefixtures("modules")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nowhere_at_all", "model: got 'wrong.py', whose imports fail (No module named 'nowhere_at_all')"),
+        (
+            "from neighbour import x",
+            "model: got 'wrong.py', whose imports fail (cannot import name 'x' from 'neighbour'",
+        ),
+        ("from .neighbour import x", "model: got 'wrong.py', whose imports fail (attempted relative import"),
+        ("def build():\n    import nowhere_at_all", "model: got 'wrong.py', whose imports fail (No module named"),
+        (
+            "def build(:",
+            "model: got 'wrong.py' with a syntax error (invalid syntax (wrong.py, line 1)), expected Python",
+        ),
+        ("import unparsable", "model: got 'wrong.py' with a syntax error (invalid syntax (unparsable.py, line 2))"),
+        ("  x = 1\n y = 2", "model: got 'wrong.py' with a syntax error (unexpected indent (wrong.py, line 1))"),
+        ("def build(n, m):\n    pass", "model: got 'wrong.py:build' with missing a required argument: 'n', expected a"),
+        ("build = 3", "model: got 'wrong.py:build', but wrong.py has no function 'build'"),
+    ],
+)
+def test_a_model_file_that_does_not_load_is_one_line(work: Path, hscc, text: str, message: str) -> None:
+    (work / "neighbour.py").write_text("y = 1\n")
+    (work / "unparsable.py").write_text("y = 1\nclass 3:\n")
+    (work / "wrong.py").write_text(text + "\n")
+    for command in (("evaluate",), ("compress", "--flops", "3", "--out", "x.safetensors")):
+        arguments = (*NETWORK, "--model", "wrong.py:build")
+        assert one_line(*hscc(command[0], *arguments, *command[1:])[::2]).startswith(message)
+    assert str(work) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "model.py/x.py"), "model: got 'model.py/x.py', expected a Python file"),
+        (("--model", "data"), "model: got 'data', expected a Python file"),
+        (("--model", "w.safetensors"), "model: got 'w.safetensors', expected a Python file, ending in .py"),
+        (("--model", f"{'x' * 300}.py"), "File name too long"),
+        (("--weights", "data"), "checkpoint: got 'data', expected a file"),
+        (("--weights", "small"), "small: got weights that do not fit 'model.py:build': Error(s) in loading state_dict"),
+        (("--weights", "foreign"), "foreign: got no 'hscc.images' in the header, expected"),
+        (
+            ("--weights", "damaged"),
+            "damaged: got a damaged 'hscc.images' (Expecting value: line 1 column 1 (char 0)), ",
+        ),
+        (("--weights", "other"), "other: got a damaged 'hscc.images' ("),
+        (("--json", "data"), "Is a directory: 'data'"),
+        (("--json", "model.py/x.json"), "Not a directory: 'model.py/x.json'"),
+        (("--data", "model.py"), "data: got 'model.py', expected a folder of class folders"),
+    ],
+)
+def test_wrong_paths_are_one_line(work: Path, hscc, monkeypatch, arguments: tuple[str, ...], message: str) -> None:
+    monkeypatch.setattr("hscc.app.evaluate.latency", lambda models, example: dict.fromkeys(models, 1.0))
+    tensors = {"x": torch.zeros(1)}
+    save_file(tensors, work / "small", {METADATA_KEY: SPEC.to_json()})
+    save_file(tensors, work / "foreign", {"format": "pt"})
+    save_file(tensors, work / "damaged", {METADATA_KEY: "bright, dark"})
+    save_file(tensors, work / "other", {METADATA_KEY: '{"size": 3}'})
+    assert message in one_line(*hscc("evaluate", *NETWORK, *arguments)[::2])
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError, ImportError, FloatingPointError, PermissionError, OSError])
+def test_errors_of_every_kind_are_one_line(hscc, monkeypatch, kind: type[Exception]) -> None:
+    def fail(*args):
+        raise kind("got this,\n\texpected that")
+
+    monkeypatch.setattr("hscc.io.loading.load_model", fail)
+    assert one_line(*hscc("evaluate", *NETWORK)[::2]) == "got this, expected that"
 
 
 @pytest.mark.parametrize("command", ["demo", "compress", "finetune", "evaluate"])

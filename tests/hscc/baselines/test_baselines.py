@@ -242,12 +242,6 @@ def test_tucker_without_tensorly_says_what_to_install(net, data, monkeypatch) ->
     hscc.compress_(net, data, config("tucker2", 3))
 
 
-@pytest.mark.parametrize("method", ["hscc", "svd", *METHODS])
-def test_a_model_without_convolutions_stays(method: str) -> None:
-    model = nn.Sequential(nn.Linear(3, 3))
-    assert hscc.compress_(model, [torch.randn(4, 3)], config(method, 3)).layers == ()
-
-
 def test_unknown_method() -> None:
     with pytest.raises(ValueError, match="method: got 'magic', expected one of"):
         config("magic", 3)

@@ -11,6 +11,7 @@ import torch
 from hscc.fit import reconstruct
 from hscc.fit.reconstruct import Values
 from hscc.nn.conv2d import patches, weight_rows
+from hscc.nn.surgery import Student
 from hscc.observe import rectifiers
 from hscc.observe.data import Calibration
 from hscc.search.plan import LayerPlan
@@ -46,8 +47,10 @@ def structured(plan, **options):
 
 
 def fit(case, layer, rectifier=None):
-    model, student, data, plan = case
-    return reconstruct.fit(model, student, Calibration.of(model, data), layer, rectifier, plan.config)
+    model, other, data, plan = case
+    student = Student(model, {"0": ("0",)})
+    student.replace("0", other[0])
+    return reconstruct.fit(student, Calibration.of(model, data), layer, rectifier, plan.config)
 
 
 @torch.no_grad()

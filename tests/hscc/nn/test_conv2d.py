@@ -9,7 +9,6 @@ import hscc
 import pytest
 import torch
 from hscc import HSCConv2d
-from hscc.nn.conv2d import region_labels
 from torch import nn
 
 CONVOLUTIONS = {
@@ -94,8 +93,8 @@ def test_unseen_size_keeps_regions_in_place() -> None:
     model, _ = calibrated(nn.Conv2d(4, 12, 3, padding=1))
     layer = model[0]
     model(torch.randn(1, 4, 32, 32))
-    resized = region_labels(layer._plan_for(32, 32))
-    assert torch.equal(resized[::2, ::2], region_labels(layer.plan))
+    resized = layer._plan_for(32, 32).labels()
+    assert torch.equal(resized[::2, ::2], layer.plan.labels())
     with pytest.raises(ValueError, match="expected at least the kernel's size"):
         HSCConv2d.dense(nn.Conv2d(4, 6, 3), (4, 4))(torch.randn(1, 4, 2, 2))
 

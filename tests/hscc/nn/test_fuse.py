@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hscc
-import pytest
 import torch
 from hscc.nn.conv2d import HSCConv2d
 from torch import nn
@@ -56,10 +55,5 @@ def test_what_others_read_stays():
     assert all(layer.activation == "none" for layer in (model.first, model.second, model.third))
 
 
-def test_a_model_that_cannot_be_traced_gets_a_clear_error():
-    class Dynamic(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
-
-    with pytest.raises(ValueError, match=r"torch\.fx cannot trace"):
-        hscc.fuse_relu_(Dynamic())
+def test_a_model_without_factors_has_nothing_to_fuse():
+    assert hscc.fuse_relu_(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())) == ()

@@ -14,6 +14,7 @@ import hscc
 import pytest
 import torch
 from hscc.maths import regions
+from hscc.nn.surgery import Student
 from hscc.observe import calibrate, sensitivity
 from hscc.observe.data import Calibration
 from torch import Tensor, nn
@@ -45,11 +46,12 @@ def moments(model: Net, data: list[Tensor], count: int = 4) -> dict:
     layers = dict(model.named_children())
     profiles = calibrate.profile(model, Calibration.of(model, data), layers)
     empty = {name: calibrate.empty_moments(p, regions.split(p, "grid", count, 0)) for name, p in profiles.items()}
-    disturbed = copy.deepcopy(model)
-    disturbed.first.weight.data *= 1.1
+    student = Student(model, {"first": ("first",)})
+    student.replace("first", copy.deepcopy(model.first))
+    student.modules["first"].weight.data *= 1.1
     pair = calibrate.empty_moments(profiles["second"], regions.split(profiles["second"], "grid", count, 0), width=16)
     calibrate.visit_pairs(
-        model, disturbed, Calibration.of(model, data), "second", 1, lambda x, y: pair.add(x[..., 1:-1, 1:-1], y)
+        student, Calibration.of(model, data), "second", 1, lambda x, y: pair.add(x[..., 1:-1, 1:-1], y)
     )
     calibrate.sum_({"second": pair})
     inputs = calibrate.moments(model, Calibration.of(model, data), layers, empty)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import hscc
 import numpy as np
@@ -14,6 +17,7 @@ from hscc.search import latency
 from hscc.search.latency import Machine
 from hscc.search.work import Work
 from torch import nn
+from torch.nn.utils import weight_norm
 
 from hscc_kernels import ClusterFactors, RegionFactors
 
@@ -25,14 +29,37 @@ def counted(monkeypatch, tmp_path) -> list[int]:
     monkeypatch.setattr(latency, "_SHAPES", latency._SHAPES[-3:])
     timed: list[int] = []
 
-    def times(calls, description, show) -> list[float]:
+    def ratios(calls, like, description, show) -> tuple[list[float], float]:
         timed.append(len(calls))
         for call in calls:
             call()
-        return [1e-3 * (i + 1) for i in range(len(calls))]
+        return list(range(1, len(calls) + 1)), 1e-3
 
-    monkeypatch.setattr(latency, "_quick_seconds", times)
+    monkeypatch.setattr(latency, "_ratios", ratios)
     return timed
+
+
+class Busy:
+    """Clocks of a machine on which this process waits for ``others`` after each slice of some 3 ms."""
+
+    def __init__(self, others: int) -> None:
+        self.wall = self.work = 0.0
+        self.others, self.random, self.left = others, random.Random(0), 3e-3
+
+    def pass_(self, seconds: float) -> None:
+        self.wall += seconds
+        self.work += seconds
+        self.left -= seconds
+        while self.left < 0:
+            self.left += self.random.uniform(2e-3, 4e-3)
+            self.wall += 3e-3 * self.others
+
+    def call(self, seconds: float) -> Callable[[], None]:
+        return lambda: self.pass_(seconds * self.random.uniform(0.98, 1.05))
+
+    def thread_time(self, tick: float) -> float:
+        self.pass_(1e-7)
+        return tick * (self.work // tick)
 
 
 def measured(batch: int = 1) -> Machine:
@@ -68,6 +95,34 @@ def test_measured_once_for_each_kind_of_call(counted, tmp_path, monkeypatch) -> 
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+@pytest.mark.parametrize("others", [0, 1, 3])
+@pytest.mark.parametrize("clock", ["processor", "wall"])
+def test_a_busy_machine_slows_the_reference_as_much(monkeypatch, others: int, clock: str) -> None:
+    busy, tick = Busy(others), 1e-2 if clock == "wall" else 1e-9
+    clocks = SimpleNamespace(perf_counter=lambda: busy.wall, thread_time=lambda: busy.thread_time(tick))
+    monkeypatch.setattr(latency, "time", clocks)
+    monkeypatch.setattr(latency, "_reference", lambda like: busy.call(5e-4))
+    monkeypatch.setattr(latency, "_NEAR_CACHES", 4)
+    seconds = np.array([2e-5, 2e-4, 1e-3, 2e-3, 4e-3, 1.1e-2, 4e-2, 0.18])
+    ratios, reference = latency._ratios([*map(busy.call, seconds)], torch.empty(0), "", False)
+    within = 0.05 if others == 0 or clock == "processor" else 0.2
+    np.testing.assert_allclose(ratios, seconds / 5e-4, rtol=within)
+    np.testing.assert_allclose(reference, 5e-4, rtol=0.03)
+    assert busy.wall < 15, "more than twice the time that is planned"
+
+
+def test_a_file_without_a_reference_is_measured_again(counted) -> None:
+    first = measured()
+    old = json.loads(latency._file(first.key).read_text())
+    old.pop("reference")
+    old["dense"] = {"false": 1.0}
+    latency._file(first.key).write_text(json.dumps(old))
+    assert measured() == first
+    assert len(counted) == 2
+    assert measured() == first
+    assert len(counted) == 2
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"key": {}, "rates": {"speed": 1}})])
 def test_a_damaged_file_is_measured_again(counted, text: str) -> None:
     first = measured()
@@ -80,7 +135,7 @@ def test_an_interrupt_leaves_no_file(counted, tmp_path, monkeypatch) -> None:
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(latency, "_quick_seconds", interrupt)
+    monkeypatch.setattr(latency, "_ratios", interrupt)
     with pytest.raises(KeyboardInterrupt):
         measured()
     assert not (tmp_path / "cache").exists()
@@ -112,10 +167,56 @@ def test_dense_layers_are_timed_once(counted) -> None:
     assert sum(counted[2:]) == 0
 
 
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv1d(4, 6, 3, stride=2, dilation=2),
+        nn.Conv2d(4, 6, (3, 5), padding="same", padding_mode="reflect", bias=False),
+        nn.Conv2d(4, 6, 3, groups=2, padding=(1, 0)),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        nn.Conv3d(4, 6, 2),
+        nn.ConvTranspose3d(4, 6, 2),
+        nn.Conv2d(4, 6, 3, dtype=torch.float64),
+        weight_norm(nn.Conv2d(4, 6, 3)),
+        nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 6, 3)),
+    ],
+    ids=lambda conv: type(conv).__name__,
+)
+def test_what_is_timed_for_a_convolution_does_as_it_does(conv: nn.Module) -> None:
+    state = torch.random.get_rng_state()
+    twin = latency._twin(conv)
+    assert torch.equal(state, torch.random.get_rng_state())
+    x = torch.randn(2, 4, *[9] * (conv.weight.ndim - 2), dtype=conv.weight.dtype)
+    torch.testing.assert_close(twin(x), conv(x))
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
+    assert twin.weight.ndim != 4 or twin.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_dense_and_new_layers_are_compared_in_one_run(counted) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def hook(module, args, y) -> None:
+        assert args[0].is_contiguous(memory_format=torch.channels_last)
+        seen.append(tuple(args[0].shape))
+
+    convs, new = [nn.Conv2d(3, 4, 3) for _ in range(2)], nn.Conv2d(3, 4, 1)
+    new.register_forward_hook(hook)
+    machine, state = measured(batch=2), torch.random.get_rng_state()
+    pairs = [(convs[0], new, [(3, 8, 8), (3, 9, 9), (3, 8, 8)]), (convs[1], new, [(3, 7, 7)])]
+    assert machine.compare(pairs, False) == pytest.approx((1e-3 * (2 * 1 + 3 + 5), 1e-3 * (2 * 2 + 4 + 6)))
+    assert counted[1:] == [6]
+    assert seen == [(2, 3, 8, 8), (2, 3, 9, 9), (2, 3, 7, 7)]
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert machine.compare([], False) == (0, 0)
+    assert measured(batch=2) == machine, "nothing of it is kept"
+
+
 def test_real_times_are_positive_and_those_of_the_call() -> None:
     calls = []
-    times = latency._quick_seconds([lambda: calls.append(torch.is_inference_mode_enabled())], "", False)
-    assert min(times) > 0
+    times, reference = latency._ratios(
+        [lambda: calls.append(torch.is_inference_mode_enabled())], torch.empty(0), "", False
+    )
+    assert min(*times, reference) > 0
     assert len(calls) > 3
     assert all(calls)
 
@@ -168,6 +269,17 @@ def test_latency_with_other_limits(net, data, machine, budget: hscc.Budget) -> N
     assert report.latency_error == 0.05
     assert f"{report.speedup:.2f}x faster (predicted; median error 5%)" in str(report)
     assert hscc.Report.from_dict(report.to_dict()) == report
+    kept = sum(layer.dense_ms for layer in report.layers if layer.reason)
+    replaced = len([layer for layer in report.layers if not layer.reason])
+    assert report.measured_speedup == pytest.approx((kept + 3e-3 * replaced) / (kept + 1e-3 * replaced))
+    assert f", {report.measured_speedup:.2f}x measured" in str(report)
+
+
+def test_a_speed_up_that_does_not_come_is_told(net, data, machine, monkeypatch) -> None:
+    monkeypatch.setattr(compress.Machine, "compare", lambda self, pairs, show: (1e-6, 3e-6))
+    report = hscc.compress_(net, data, hscc.Config(hscc.Budget(latency=1.5)))
+    assert report.measured_speedup < 1
+    assert "x measured on the finished layers, expected 1.5x" in report.warnings[-1]
 
 
 @pytest.mark.parametrize("budget", [hscc.Budget(latency=1.2), hscc.flops(1.5), hscc.energy(0.5)], ids=str)
