@@ -140,6 +140,8 @@ def plan(
         warnings.append(
             f"{images} calibration images: got fewer than {FEW_IMAGES}, so regions and ranks rest on little"
         )
+    if machine and machine.busy:
+        warnings.append("latency: this machine was busy when it was measured, so that predictions may be false")
     warnings += [f"{name}: rank 0 in all regions, so that nothing passes it" for name in layers if layers[name].cut]
     return CompressionPlan(layers=layers, warnings=tuple(warnings), machine=machine, **shape)
 

@@ -202,6 +202,20 @@ def test_layers_whose_weight_is_read_stay_with_the_reason(x, body, asked: str) -
     model(x[0])
 
 
+def test_a_forward_that_asks_what_its_layers_are_is_refused(x) -> None:
+    def body(net, x):
+        for layer in (net.a, net.b):
+            x = layer(x).relu() if isinstance(layer, nn.Conv2d) else x
+        return net.head(x.mean((2, 3)))
+
+    refuses(Net(body), x, r"got RuntimeError \(mat1 and mat2 .* expected a forward that only calls them; it reads what")
+
+
+def test_a_fault_of_the_data_is_told_by_the_layer(x) -> None:
+    refuses(network(), [b[:, :2] for b in x], r"layer '0': got an input of shape \(16, 2, 16, 16\), expected \(N, 3, H")
+    refuses(network(), [b.double() for b in x], "layer '0': got an input of torch.float64, expected", TypeError)
+
+
 def test_attributes_of_the_convolution_are_there(x) -> None:
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     for method in ("hscc", "tucker2", "spatial_svd"):

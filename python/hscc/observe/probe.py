@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -56,28 +57,45 @@ def objections(
     with evaluation(model):
         for name, layer in layers.items():
             student.modules[name] = StandIn(layer)
-        batch = calibration.first()
-        with watch(layers, see), student.swapped():
-            try:
-                calibration.forward(model, batch)
-            except Exception as error:
-                if not _asked(student):  # then it is the data
-                    raise
-                raise ValueError(
-                    f"model: got {type(error).__name__} ({error}) with its convolutions replaced, expected a forward "
-                    f"that only calls them; it asks for {_asked(student)}: leave those layers by skip="
-                ) from error
-        for name, layer in student.modules.items():
-            if layer.asked:
-                found[name] = f"the model reads its {', '.join(sorted(layer.asked))} besides calling it"
-            elif layer.calls != calls[name]:
-                found[name] = "the model calls it otherwise than by its name, so that nothing can take its place"
-            elif len(sizes[name]) > 1:
-                several = ", ".join(f"{h} x {w}" for h, w in sorted(sizes[name]))
-                found[name] = f"it runs at several sizes in one pass ({several})"
+        if _runs(student, calibration, watch(layers, see)):
+            found = {
+                name: why for name in layers if (why := _objection(student.modules[name], calls[name], sizes[name]))
+            }
     for others in distributed.gather(found):
         found = {**others, **found}
     return {name: found[name] for name in layers if name in found}
+
+
+def _runs(student: Student, calibration: Calibration, watched: AbstractContextManager) -> bool:
+    """Whether the first batch passes with stand-ins; where it does not without them either, the data are at fault."""
+    batch = calibration.first()
+    try:
+        with watched, student.swapped():
+            calibration.forward(student.model, batch)
+        return True
+    except Exception as error:
+        failed = error
+    try:
+        calibration.forward(student.model, batch)
+    except Exception:
+        return False  # the profile, which comes next, finds the words
+    asked = {name: sorted(layer.asked) for name, layer in student.modules.items() if layer.asked}
+    told = " ".join(str(failed).split())
+    raise ValueError(
+        f"model: got {type(failed).__name__} ({told}) with its convolutions replaced, expected a forward that only "
+        f"calls them; it reads {asked or 'what they are'}: leave those layers by skip="
+    ) from failed
+
+
+def _objection(layer: StandIn, calls: int, sizes: Set[tuple[int, ...]]) -> str | None:
+    """Why a convolution that was called so often, with outputs of these sizes, cannot be replaced."""
+    if layer.asked:
+        return f"the model reads its {', '.join(sorted(layer.asked))} besides calling it"
+    if layer.calls != calls:
+        return "the model calls it otherwise than by its name, so that nothing can take its place"
+    if len(sizes) > 1:
+        return f"it runs at several sizes in one pass ({', '.join(f'{h} x {w}' for h, w in sorted(sizes))})"
+    return None
 
 
 def confirm(student: Student, calibration: Calibration) -> bool:
@@ -101,10 +119,6 @@ def confirm(student: Student, calibration: Calibration) -> bool:
     if not all(torch.isfinite(b).all() for a, b in zip(before, after, strict=False) if torch.isfinite(a).all()):
         raise ValueError("model: got outputs that are not finite from the compressed one, expected finite ones")
     return any(distributed.gather(any(map(_varies, after)) or not any(map(_varies, before))))
-
-
-def _asked(student: Student) -> str:
-    return "; ".join(f"{name}: {', '.join(sorted(m.asked))}" for name, m in student.modules.items() if m.asked)
 
 
 def _varies(t: Tensor) -> bool:

@@ -37,11 +37,13 @@ def here(value: Any, device: torch.device) -> Any:
             with torch.inference_mode(False):
                 value = value.clone()
         return value.to(device)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not hasattr(value, "to"):
         return {key: here(part, device) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(here(part, device) for part in value))
     if type(value) in (tuple, list):
         return type(value)(here(part, device) for part in value)
-    return value
+    return value.to(device) if hasattr(value, "to") else value
 
 
 def kind(value: Any) -> str:

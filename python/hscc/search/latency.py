@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +61,14 @@ class _Kind(NamedTuple):
     fewer: float
 
 
+class _Times(NamedTuple):
+    """How many reference calls take as long as each call; the quickest one's seconds, and their median over it."""
+
+    ratios: list[float]
+    reference: float
+    spread: float
+
+
 _SHAPES = (
     *((3, 64, 7, 2, 56), (3, 32, 3, 1, 96), (16, 32, 3, 1, 56), (32, 64, 3, 1, 56), (64, 64, 3, 1, 56)),
     *((64, 192, 5, 1, 27), (96, 96, 3, 1, 28), (128, 256, 3, 2, 14), (192, 384, 3, 1, 13), (384, 256, 3, 1, 13)),
@@ -70,6 +78,7 @@ _KINDS = ((1, 1, 3.0), (1, 1, 30.0), (4, 1, 5.0), (4, 2, 16.0), (8, 2, 8.0), (16
 _NEAR_CACHES = 2**23  # bytes, more than a core's own
 _SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS, _MOST_AGAIN = 8.0, 3, 40, 10
 _MANY_SLICES = 0.03  # seconds; a process has a core for some 3 ms at a time where others wait
+_TOO_BUSY = 1.5  # spread; seen: 1.07 with a thread beside six processes on two cores, 1.9 to 25 with two threads
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class Machine:
         error: median relative error of predictions for shapes that the rates were not fitted to.
         dense: seconds of a call of a dense convolution, by what it is and its input's size.
         reference: seconds of the call that all times are ratios to.
+        spread: its median over its quickest, when the rates were measured.
     """
 
     key: dict[str, object]
@@ -89,6 +99,12 @@ class Machine:
     error: float
     dense: dict[str, float]
     reference: float
+    spread: float = 1.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work may have made the times false."""
+        return self.spread > _TOO_BUSY
 
     @classmethod
     def measured(cls, like: Tensor, batch: int, show: bool) -> Machine:
@@ -96,17 +112,19 @@ class Machine:
         key = _key(like, batch)
         try:
             data = json.loads(_file(key).read_text())
-            found = cls(data["key"], Work(**data["rates"]), data["error"], data["dense"], data["reference"])
+            found = cls(
+                data["key"], Work(**data["rates"]), data["error"], data["dense"], data["reference"], data["spread"]
+            )
         except (OSError, ValueError, KeyError, TypeError):  # none yet, damaged, or without a reference
             found = None
         found = distributed.gather(found)[0]
         if found is None:
             with distributed.together(), torch.random.fork_rng(devices=[]):
                 groups, works, calls = _layers(like, batch)
-                ratios, reference = _ratios(calls, like, "measuring this machine", show)
-                rates, error = _fit(groups, works, [reference * ratio for ratio in ratios])
-            found = distributed.gather(cls(key, rates, error, {}, reference))[0]
-            found.keep()
+                times = _ratios(calls, like, "measuring this machine", show)
+                rates, error = _fit(groups, works, [times.reference * ratio for ratio in times.ratios])
+            found = distributed.gather(cls(key, rates, error, {}, times.reference, times.spread))[0]
+            found.keep(found.spread)
         return found
 
     def seconds(self, work: Work) -> float:
@@ -118,13 +136,15 @@ class Machine:
     ) -> dict[str, float]:
         """Of all calls of each convolution in one pass; ``layers`` has the sizes (C, ...) of the inputs of each."""
         wanted = {_text(conv, size): (conv, size) for conv, sizes in layers.values() for size in sizes}
-        if missing := [text for text in wanted if text not in self.dense]:  # the same on all ranks
+        known = dict(self.dense)
+        if missing := [text for text in wanted if text not in known]:  # the same on all ranks
             with distributed.together(), torch.random.fork_rng(devices=[]):
                 calls = [_call(_twin(conv), conv, size, self.key["batch"]) for conv, size in map(wanted.get, missing)]
-                times = self._times(calls, wanted[missing[0]][0].weight, "timing dense layers", show)
-            self.dense.update(distributed.gather(dict(zip(missing, times, strict=True)))[0])
-            self.keep()
-        return {name: sum(self.dense[_text(conv, size)] for size in sizes) for name, (conv, sizes) in layers.items()}
+                times = _ratios(calls, wanted[missing[0]][0].weight, "timing dense layers", show)
+            times = distributed.gather(times)[0]
+            known.update(zip(missing, [self.reference * ratio for ratio in times.ratios], strict=True))
+            replace(self, dense=known).keep(times.spread)
+        return {name: sum(known[_text(conv, size)] for size in sizes) for name, (conv, sizes) in layers.items()}
 
     def compare(
         self, pairs: Sequence[tuple[nn.Module, nn.Module, Sequence[Sequence[int]]]], show: bool
@@ -144,17 +164,22 @@ class Machine:
                 for size, count in Counter(map(tuple, sizes)).items():
                     calls += [_call(module, conv, size, self.key["batch"]) for module in (_twin(conv), new)]
                     counts.append(count)
-            times = self._times(calls, pairs[0][0].weight, "timing dense and new layers", show)
-        times = distributed.gather(times)[0]
-        dense, new = (sum(map(operator.mul, counts, times[which::2])) for which in (0, 1))
+            times = _ratios(calls, pairs[0][0].weight, "timing dense and new layers", show)
+        ratios = distributed.gather(times)[0].ratios
+        dense, new = (self.reference * sum(map(operator.mul, counts, ratios[which::2])) for which in (0, 1))
         return dense, new
 
-    def _times(self, calls: Sequence[Callable[[], object]], like: Tensor, description: str, show: bool) -> list[float]:
-        return [self.reference * ratio for ratio in _ratios(calls, like, description, show)[0]]
+    def keep(self, spread: float) -> None:
+        """Writes the file as a whole: an interrupt leaves the old one or none; without a place to write, nothing.
 
-    def keep(self) -> None:
-        """Writes the file as a whole: an interrupt leaves the old one or none; without a place to write, nothing."""
-        path = _file(self.key)
+        Nor are times kept whose reference spread too far, for on a quieter machine they are others.
+        """
+        path, spread = _file(self.key), max(self.spread, spread)
+        if spread > _TOO_BUSY:
+            _log.warning(
+                "this machine is busy: a call takes %.1f times its quickest, so its times are not kept", spread
+            )
+            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
@@ -250,7 +275,7 @@ def _twin(conv: nn.Module) -> nn.Module:
 
 def _call(module: nn.Module, conv: nn.Module, size: Sequence[int], batch: int) -> Callable[[], object]:
     """Of that module with images for the convolution."""
-    return functools.partial(module, _images(size, batch, conv.weight))
+    return functools.partial(module.forward, _images(size, batch, conv.weight))  # without hooks of the user's
 
 
 def _reference(like: Tensor) -> Callable[[], object]:
@@ -273,15 +298,14 @@ def _clock(like: Tensor) -> Callable[[], float]:
     return time.thread_time if fine and not like.is_cuda else time.perf_counter
 
 
-def _ratios(
-    calls: Sequence[Callable[[], object]], like: Tensor, description: str, show: bool
-) -> tuple[list[float], float]:
-    """How many reference calls take as long as each call, and the seconds of one reference call.
+def _ratios(calls: Sequence[Callable[[], object]], like: Tensor, description: str, show: bool) -> _Times:
+    """Of each call to a reference call for tensors like that one.
 
-    They take turns, and the quickest tenths are compared. On the wall clock a reference is repeated for about as long
-    as the call takes, up to some slices: whatever lasts longer than a slice of a busy core is interrupted each time,
-    and both are as much. (Ratios round by round would scatter: of two within one slice, one is interrupted.)
-    Before each call the near caches are filled with something else, as other layers do in a network.
+    They take turns, and the quickest of both are compared, as other work only adds time: even the quickest tenth was
+    interrupted with two threads beside two processes. On the wall clock a reference is repeated for about as long as
+    the call takes, up to some slices: whatever lasts longer than a slice of a busy core is interrupted each time, and
+    both are as much. (Ratios round by round would scatter: of two within one slice, one is interrupted.) Before each
+    call the near caches are filled with something else, as other layers do in a network.
     """
     reference, clock, others = _reference(like), _clock(like), torch.ones(_NEAR_CACHES // 4)
     longest = _MANY_SLICES if clock is time.perf_counter else 0.0
@@ -310,6 +334,7 @@ def _ratios(
         for call in (reference, *calls):
             call()
         shortest = min(timed(reference) for _ in range(10))
+        start = time.perf_counter()
         took = [*map(beside, calls, times, paces)]
         share = sum(took) / len(took)  # a call takes at least that of a turn, as short ones scatter most
         again = [min(max(int(share / seconds), 1), _MOST_AGAIN) for seconds in took]
@@ -317,13 +342,11 @@ def _ratios(
         for _ in track(range(min(max(rounds, _LEAST_ROUNDS), _MOST_ROUNDS)), description, show):
             for each in zip(calls, times, paces, again, strict=True):
                 beside(*each)
-    quick = [(_quick(found), _quick(pace)) for found, pace in zip(times, paces, strict=True)]
-    return [found / pace for found, pace in quick], min(pace for _, pace in quick)
-
-
-def _quick(times: Sequence[float]) -> float:
-    """The quickest tenth: other work only adds time."""
-    return statistics.quantiles(times, n=10, method="inclusive")[0]
+            if time.perf_counter() - start > 2 * _SECONDS:
+                break
+    shortest = min(map(min, paces))
+    spread = statistics.median(seconds for pace in paces for seconds in pace) / shortest
+    return _Times([min(found) / min(pace) for found, pace in zip(times, paces, strict=True)], shortest, spread)
 
 
 def _fit(groups: Sequence[int], works: Sequence[Work], seconds: Sequence[float]) -> tuple[Work, float]:

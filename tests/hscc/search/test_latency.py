@@ -29,11 +29,11 @@ def counted(monkeypatch, tmp_path) -> list[int]:
     monkeypatch.setattr(latency, "_SHAPES", latency._SHAPES[-3:])
     timed: list[int] = []
 
-    def ratios(calls, like, description, show) -> tuple[list[float], float]:
+    def ratios(calls, like, description, show) -> latency._Times:
         timed.append(len(calls))
         for call in calls:
             call()
-        return list(range(1, len(calls) + 1)), 1e-3
+        return latency._Times(list(range(1, len(calls) + 1)), 1e-3, 1.0)
 
     monkeypatch.setattr(latency, "_ratios", ratios)
     return timed
@@ -104,7 +104,8 @@ def test_a_busy_machine_slows_the_reference_as_much(monkeypatch, others: int, cl
     monkeypatch.setattr(latency, "_reference", lambda like: busy.call(5e-4))
     monkeypatch.setattr(latency, "_NEAR_CACHES", 4)
     seconds = np.array([2e-5, 2e-4, 1e-3, 2e-3, 4e-3, 1.1e-2, 4e-2, 0.18])
-    ratios, reference = latency._ratios([*map(busy.call, seconds)], torch.empty(0), "", False)
+    ratios, reference, spread = latency._ratios([*map(busy.call, seconds)], torch.empty(0), "", False)
+    assert spread < 1.1
     within = 0.05 if others == 0 or clock == "processor" else 0.2
     np.testing.assert_allclose(ratios, seconds / 5e-4, rtol=within)
     np.testing.assert_allclose(reference, 5e-4, rtol=0.03)
@@ -121,6 +122,20 @@ def test_a_file_without_a_reference_is_measured_again(counted) -> None:
     assert len(counted) == 2
     assert measured() == first
     assert len(counted) == 2
+
+
+def test_times_of_a_machine_that_is_too_busy_are_not_kept(counted, tmp_path, monkeypatch, caplog) -> None:
+    layers, ratios = {"plain": (nn.Conv2d(3, 4, 3), [(3, 8, 8)])}, latency._ratios
+    monkeypatch.setattr(latency, "_ratios", lambda *args: ratios(*args)._replace(spread=3.0))
+    busy = measured()
+    assert "this machine is busy: a call takes 3.0 times its quickest" in caplog.text
+    monkeypatch.setattr(latency, "_ratios", ratios)
+    assert busy.dense_seconds(layers, False) == {"plain": 1e-3}
+    assert not (tmp_path / "cache").exists()
+    measured()
+    monkeypatch.setattr(latency, "_ratios", lambda *args: ratios(*args)._replace(spread=3.0))
+    assert measured().dense_seconds(layers, False) == {"plain": 1e-3}
+    assert measured().dense == {}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"key": {}, "rates": {"speed": 1}})])
@@ -195,12 +210,14 @@ def test_what_is_timed_for_a_convolution_does_as_it_does(conv: nn.Module) -> Non
 def test_dense_and_new_layers_are_compared_in_one_run(counted) -> None:
     seen: list[tuple[int, ...]] = []
 
-    def hook(module, args, y) -> None:
-        assert args[0].is_contiguous(memory_format=torch.channels_last)
-        seen.append(tuple(args[0].shape))
+    class New(nn.Conv2d):
+        def forward(self, x):
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            seen.append(tuple(x.shape))
+            return super().forward(x)
 
-    convs, new = [nn.Conv2d(3, 4, 3) for _ in range(2)], nn.Conv2d(3, 4, 1)
-    new.register_forward_hook(hook)
+    convs, new = [nn.Conv2d(3, 4, 3) for _ in range(2)], New(3, 4, 1)
+    new.register_forward_hook(lambda *args: pytest.fail("a hook of the user's was called"))
     machine, state = measured(batch=2), torch.random.get_rng_state()
     pairs = [(convs[0], new, [(3, 8, 8), (3, 9, 9), (3, 8, 8)]), (convs[1], new, [(3, 7, 7)])]
     assert machine.compare(pairs, False) == pytest.approx((1e-3 * (2 * 1 + 3 + 5), 1e-3 * (2 * 2 + 4 + 6)))
@@ -213,10 +230,11 @@ def test_dense_and_new_layers_are_compared_in_one_run(counted) -> None:
 
 def test_real_times_are_positive_and_those_of_the_call() -> None:
     calls = []
-    times, reference = latency._ratios(
+    times, reference, spread = latency._ratios(
         [lambda: calls.append(torch.is_inference_mode_enabled())], torch.empty(0), "", False
     )
     assert min(*times, reference) > 0
+    assert spread >= 1
     assert len(calls) > 3
     assert all(calls)
 
