@@ -147,6 +147,11 @@ class Config:
         return replace(self, **_PLAIN) if self.method == "svd" else self
 
     @property
+    def searches(self) -> bool:
+        """Whether the structure of each layer is chosen under the budget, not given."""
+        return self.search and self.factorization == "activation" and self.budget.energy is None
+
+    @property
     def sequential(self) -> bool:
         """Whether layers are fitted behind the compressed ones before them."""
         return self.reconstruction == "sequential" and self.factorization == "activation"

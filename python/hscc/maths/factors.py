@@ -83,7 +83,7 @@ class Spectrum(NamedTuple):
 
 def from_activations(moments: RegionMoments, channels: Tensor, metric: Metric) -> Spectrum:
     """Directions that explain most output energy: eigenvectors of the covariance of the cluster's outputs."""
-    gains, u = _eigen(metric.root @ moments.covariance[channels][:, channels] @ metric.root)
+    gains, u = eigen(metric.root @ moments.covariance[channels][:, channels] @ metric.root)
     a = u.T @ metric.root @ _select(channels, len(moments.mean))
     return Spectrum(gains, metric.inverse @ u, a, moments.target_mean[channels], moments.mean)
 
@@ -92,8 +92,8 @@ def from_regression(moments: RegionMoments, channels: Tensor, metric: Metric, ri
     """Reduced-rank regression of the wanted outputs on the computable values (Zhang et al. 2015, in moments)."""
     prior = _select(channels, len(moments.mean)) if ridge.dense is None else ridge.dense[channels]
     left = moments.cross[channels] - prior @ moments.covariance
-    g = prior + _regress(left, moments.covariance, ridge.strength * (1 + ENOUGH / max(moments.count, 1.0)))
-    gains, u = _eigen(metric.root @ g @ moments.cross[channels].T @ metric.root)
+    g = prior + regress(left, moments.covariance, ridge.strength * (1 + ENOUGH / max(moments.count, 1.0)))
+    gains, u = eigen(metric.root @ g @ moments.cross[channels].T @ metric.root)
     return Spectrum(gains, metric.inverse @ u, u.T @ metric.root @ g, moments.target_mean[channels], moments.mean)
 
 
@@ -139,10 +139,10 @@ def pick_rows(moments: RegionMoments, rows: Tensor, count: int, ridge: float, me
         toward = toward - torch.outer(toward[:, best], column)
         left = left - torch.outer(left[:, best], column)
     index = torch.tensor(sorted(chosen), dtype=torch.int64, device=rows.device)
-    return index, _regress(moments.cross @ rows[index].T, gram[index][:, index], ridge)
+    return index, regress(moments.cross @ rows[index].T, gram[index][:, index], ridge)
 
 
-def _regress(cross: Tensor, covariance: Tensor, ridge: float) -> Tensor:
+def regress(cross: Tensor, covariance: Tensor, ridge: float) -> Tensor:
     """cross (covariance + ridge)^-1; the tiny floor keeps dead channels solvable."""
     if not len(covariance):
         return cross
@@ -151,7 +151,7 @@ def _regress(cross: Tensor, covariance: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(regularised, cross.T).T
 
 
-def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (not below 0) and eigenvectors, largest first, with signs fixed so that runs agree."""
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,60 +12,120 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config
-from ..maths import factors
+from ..maths import factors, frame
 from ..maths.factors import Metric, Ridge, Spectrum
-from ..maths.moments import Moments, RegionMoments, SplitMoments, pooled
+from ..maths.frame import Directions, Seen
+from ..maths.moments import RegionMoments, SplitMoments
 from ..nn.conv2d import dense_bias, weight_rows
 from ..observe.data import Calibration
 from . import squeeze
-from .cost import Cost
+from .cost import Cost, total
 from .ranks import Faster, Group, Own, Shared
+from .squeeze import Squeeze
 from .stats import LayerStats
-from .structure import Structure, sizes, structures, union, within
+from .structure import Structure, counts, sizes, structures, union, within
 from .work import Work
 
 Option = tuple[Structure, Own | Shared | Faster]
+SMALL = 0.005  # of the FLOPs: a layer with less gets one region and no squeeze
+PRICES = np.logspace(-3.5, 0.5, 17)  # of the dense layer in shares of its energy: whoever wins at none is passed over
+KEPT = 3  # squeezes, of none at all and those tried, that are looked at in several regions
+
+
+class Evidence(NamedTuple):
+    """Moments of each cell of a layer, of the half that factors are made from and of the half they are tested on."""
+
+    fitted: list[Seen]
+    tested: list[Seen]
+
+    @classmethod
+    def of(cls, stats: LayerStats, config: Config) -> Evidence:
+        return cls(*([*map(stats.frame.seen, cells)] for cells in stats.split_cells(stats.moments, config)))
+
+    def behind(self, stats: LayerStats, config: Config, moments: SplitMoments) -> Evidence:
+        """Of the outputs behind a squeeze against the same ones, both in the layer's frame."""
+        halves = zip(self, stats.split_cells(moments, config), strict=True)
+        return Evidence(
+            *([one._replace(part=frame.single(p)) for one, p in zip(*both, strict=True)] for both in halves)
+        )
+
+    def united(self, structure: Structure) -> Evidence:
+        """Of each region."""
+        return Evidence(*([frame.union([cells[c] for c in group]) for group in structure.members] for cells in self))
 
 
 def find(
     model: nn.Module, calibration: Calibration, stats: Mapping[str, LayerStats], config: Config
 ) -> dict[str, list[Option]]:
-    """What each layer may become, with and without squeeze."""
-    several = {name: structures(layer, config) for name, layer in stats.items()}
-    listed = calibration.track(list(stats.items()), "structures")
-    found = {name: options(layer, several[name], config) for name, layer in listed}
-    if not (config.squeeze and config.search and config.factorization == "activation") or config.budget.energy:
+    """What each layer may become, with and without squeeze.
+
+    Squeezes are compared in one region first; those that win at some price are looked at in several.
+    """
+    found: dict[str, list[Option]] = {}
+    if not config.searches:
+        for name, layer in calibration.track(list(stats.items()), "structures"):
+            found[name] = options(layer, structures(layer, config, counts(layer, config), True), config)
         return found
-    squeezes = {
-        name: squeeze.candidates(layer.conv, layer.inputs, layer.everything[1].root) for name, layer in stats.items()
+    small = SMALL * total(layer.dense for layer in stats.values()).flops
+    squeezes: dict[str, list[Squeeze]] = {
+        name: squeeze.candidates(layer.conv, layer.inputs, layer.everything[1].root)
+        if config.squeeze and layer.dense.flops >= small
+        else []
+        for name, layer in stats.items()
     }
-    for group in squeeze.groups(squeezes, {name: layer.cells.count for name, layer in stats.items()}):
-        chosen = {name: squeezes[name] for name in group}
-        behind = {name: [stats[name].halves(paired=True) for _ in chosen[name]] for name in group}
-        squeeze.moments(model, calibration, {name: stats[name].conv for name in group}, chosen, behind)
-        for name in calibration.track(group, "squeezed structures"):
-            for own, moments in zip(chosen[name], behind[name], strict=True):
-                squeezed = [replace(plain, squeeze=own) for plain in several[name]]
-                found[name] += options(stats[name], squeezed, config, moments)
+    for group in squeeze.groups(squeezes, stats):
+        behind = squeeze.moments(model, calibration, {name: stats[name] for name in group}, squeezes)
+        for name in calibration.track(group, "structures"):
+            layer = stats[name]
+            plain, pairs = Evidence.of(layer, config), zip(squeezes[name], behind[name], strict=True)
+            ways = [(None, plain), *((own, plain.behind(layer, config, sums)) for own, sums in pairs)]
+            found[name] = _of_layer(layer, ways, config, layer.dense.flops < small)
+    return {name: found[name] for name in stats}
+
+
+def _of_layer(
+    layer: LayerStats, ways: Sequence[tuple[Squeeze | None, Evidence]], config: Config, small: bool
+) -> list[Option]:
+    """Of a layer behind each squeeze or none; a ``small`` one has one region."""
+
+    def those(way: tuple[Squeeze | None, Evidence], several: Sequence[int], clustered: bool) -> list[Option]:
+        own, evidence = way
+        made = structures(layer, config, several, clustered and own is None)
+        return options(layer, [replace(one, squeeze=own) for one in made], config, evidence)
+
+    one, *more = counts(layer, config)
+    single = [those(way, [one], True) for way in ways]
+    found = [option for several in single for option in several]
+    if small or not more:
+        return found
+    wins = _wins(layer, single)
+    for index in [*dict.fromkeys(index for index, _ in wins)][:KEPT]:
+        found += those(ways[index], more, (index, True) in wins)
     return found
 
 
+def _wins(layer: LayerStats, single: Sequence[Sequence[Option]]) -> list[tuple[int, bool]]:
+    """(number of a way, with clusters or not) of all that are worth most at some price of work and storage, by how
+    often."""
+    several = [(index, *option) for index, way in enumerate(single) for option in way]
+    wins: Counter[tuple[int, bool]] = Counter()
+    for level in PRICES / layer.dense.flops:
+        for storage in (4.0, layer.dense.flops / layer.dense.parameters):
+            price = Cost(level, storage * level)
+            index, structure, _ = max(several, key=lambda one: one[2].at(price).value(price))
+            wins[index, structure.clustered] += 1
+    return [won for won, _ in wins.most_common()]
+
+
 def options(
-    stats: LayerStats, several: Sequence[Structure], config: Config, squeezed: SplitMoments | None = None
+    stats: LayerStats, several: Sequence[Structure], config: Config, evidence: Evidence | None = None
 ) -> list[Option]:
-    """What structures gain and cost at every rank; ``squeezed`` are the moments behind the squeeze that all have."""
-    split = config.budget.energy is None and min(half.count.min().item() for half in stats.moments.halves) > 0
-
-    def halves(moments: SplitMoments) -> tuple[Moments, Moments]:
-        return moments.halves if split else (moments.total(),) * 2
-
-    plain = [stats.cell_moments(m) for m in halves(stats.moments)]
-    behind = [stats.cell_moments(m) for m in halves(squeezed)] if squeezed else plain
-    total, found = pooled(plain[0]), []
+    """What structures gain and cost at every rank; ``evidence`` is behind the squeeze that all have."""
+    evidence, found = evidence or Evidence.of(stats, config), []
+    everything = frame.union(evidence.fitted)
     for structure in several:
-        base = _base(stats, structure, *(union(cells, structure.members) for cells in plain), total)
-        evidence = _Evidence(*(union(cells, structure.members) for cells in behind), *base)
-        option = (_shared if structure.shared else _own)(stats, structure, evidence, config)
+        seen = _Regions.of(stats, structure, evidence, everything)
+        option = (_shared if structure.shared else _own)(stats, structure, seen, config)
         found.append((structure, Faster(option, stats.dense) if stats.machine else option))
     return found
 
@@ -87,56 +148,54 @@ def spectrum(
     return factors.from_regression(part, channels, metric, ridge)
 
 
-class _Evidence(NamedTuple):
+class _Regions(NamedTuple):
     """Moments of each region that factors are made from and tested on.
 
     ``energy`` is that of the outputs about one mean for all positions, ``base`` the share of it that region means
     alone explain.
     """
 
-    fitted: list[RegionMoments]
-    tested: list[RegionMoments]
+    fitted: list[Seen]
+    tested: list[Seen]
     energy: float
     base: float
 
-
-def _energy(fitted: RegionMoments, tested: RegionMoments, channels: Tensor, metric: Metric) -> float:
-    """Per unit of weight, the energy of tested data about the fitted mean."""
-    shift = (tested.mean - fitted.mean)[channels]
-    covariance = tested.covariance[channels][:, channels]
-    return ((metric.root @ metric.root) * (covariance + torch.outer(shift, shift))).sum().item()
-
-
-def _base(stats, structure, fitted, tested, total: RegionMoments) -> tuple[float, float]:
-    """``energy`` and ``base`` of :class:`_Evidence`."""
-    shares = [w for _, w in sizes(stats, structure)]
-    energy = sum(w * _energy(total, part, *stats.everything) for w, part in zip(shares, tested, strict=True))
-    left = sum(w * _energy(f, t, *stats.everything) for w, f, t in zip(shares, fitted, tested, strict=True))
-    energy = max(energy, 1e-30)
-    return energy, (energy - left) / energy if left > 0 else 1.0
+    @classmethod
+    def of(cls, stats: LayerStats, structure: Structure, evidence: Evidence, everything: Seen) -> _Regions:
+        """``everything``: of the whole map, of the half that factors are made from."""
+        fitted, tested = evidence.united(structure)
+        shares = [w for _, w in sizes(stats, structure)]
+        energy = sum(w * part.energy_about(everything) for w, part in zip(shares, tested, strict=True))
+        left = sum(w * new.energy_about(old) for w, old, new in zip(shares, fitted, tested, strict=True))
+        energy = max(energy, 1e-30)
+        return cls(fitted, tested, energy, (energy - left) / energy if left > 0 else 1.0)
 
 
-def _own(stats: LayerStats, structure: Structure, evidence: _Evidence, config: Config) -> Own:
-    fitted, tested, energy, base = evidence
+def _own(stats: LayerStats, structure: Structure, seen: _Regions, config: Config) -> Own:
     patch, weights = structure.conv(stats).weight[0].numel(), config.factorization == "weight"
+    energy, base = seen.energy, seen.base
     if weights:
         energy, base = stats.positions * weight_rows(stats.conv).double().square().sum().item(), 0.0
-    groups, ridge = [], Ridge(config.ridge) if structure.squeeze else None
-    for (size, share), old, new, split in zip(sizes(stats, structure), fitted, tested, structure.clusters, strict=True):
+    full = weights or structure.clustered
+    halves = [union(cells, structure.members) for cells in stats.split_cells(stats.moments, config)] if full else None
+    groups = []
+    for index, ((size, share), split) in enumerate(zip(sizes(stats, structure), structure.clusters, strict=True)):
         for channels in split:
-            found = spectrum(stats, structure, old, channels, config, ridge)
-            gains, rest, scale = found.gains, 0.0, (size if weights else share) / energy
-            if not weights:
-                metric = stats.metric(channels)
-                gains = factors.held_out_gains(found, metric, new, channels)
-                if not structure.squeeze:  # a dense cluster is exact
-                    rest = max(_energy(old, new, channels, metric) - gains.sum().item(), 0.0)
+            scale = (size if weights else share) / energy
+            if weights:
+                gains, rest = spectrum(stats, structure, halves[0][index], channels, config, None).gains, 0.0
+            elif full:
+                gains, rest = _of_cluster(stats, *(half[index] for half in halves), channels)
+            else:
+                old, new = seen.fitted[index], seen.tested[index]
+                gains = Directions.of(old.part, config.ridge if structure.squeeze else None).gains(new.part)
+                rest = 0.0 if structure.squeeze else new.energy_about(old) - gains.sum().item()  # dense is exact
             count = len(channels)
             row = Work(first=size * patch, values=size, numbers=patch, indices=1)
             groups.append(
                 Group(
-                    gains.cpu().numpy() * scale,
-                    rest * scale,
+                    gains.double().cpu().numpy() * scale,
+                    max(rest, 0.0) * scale,
                     stats.cost(row._replace(second=size * count, numbers=patch + count)),
                     stats.cost(row).times(count),
                 )
@@ -144,26 +203,34 @@ def _own(stats: LayerStats, structure: Structure, evidence: _Evidence, config: C
     return Own(groups, base, _fixed(stats, structure), config.rank_multiple, None if structure.squeeze else stats.dense)
 
 
-def _shared(stats: LayerStats, structure: Structure, evidence: _Evidence, config: Config) -> Shared:
+def _of_cluster(stats: LayerStats, old: RegionMoments, new: RegionMoments, channels: Tensor) -> tuple[Tensor, float]:
+    """Gains of some channels by themselves, which no frame has, and what a dense cluster gains beyond."""
+    metric: Metric = stats.metric(channels)
+    gains = factors.held_out_gains(factors.from_activations(old, channels, metric), metric, new, channels)
+    shift = (new.mean - old.mean)[channels]
+    about = new.covariance[channels][:, channels] + torch.outer(shift, shift)
+    return gains, ((metric.root @ about) * metric.root).sum().item() - gains.sum().item()
+
+
+def _shared(stats: LayerStats, structure: Structure, seen: _Regions, config: Config) -> Shared:
     patch, outputs = structure.conv(stats).weight[0].numel(), stats.conv.out_channels
-    everything, metric = stats.everything
-    shares, ridge = sizes(stats, structure), Ridge(config.ridge) if structure.squeeze else None
-    found = spectrum(stats, structure, within(evidence.fitted, shares), everything, config, ridge)
+    shares = sizes(stats, structure)
+    found = Directions.of(
+        within([one.part for one in seen.fitted], shares), config.ridge if structure.squeeze else None
+    )
     gains = [
-        factors.held_out_gains(
-            found._replace(mean=old.mean, target_mean=old.target_mean), metric, new, everything, falling=False
-        )
-        for old, new in zip(evidence.fitted, evidence.tested, strict=True)
+        found._replace(mean=old.part.mean, target_mean=old.part.target_mean).gains(new.part, falling=False)
+        for old, new in zip(seen.fitted, seen.tested, strict=True)
     ]
     weights = torch.tensor([[w] for _, w in shares], dtype=torch.float64)
     return Shared(
-        (torch.stack(gains).cpu() * weights / evidence.energy).numpy().astype(np.float64),
+        (torch.stack(gains).double().cpu() * weights / seen.energy).numpy(),
         [
             stats.cost(Work(first=size * patch, values=size, second=size * outputs, numbers=outputs, indices=1))
             for size, _ in shares
         ],
         stats.cost(Work(numbers=patch)),
-        evidence.base,
+        seen.base,
         _fixed(stats, structure),
     )
 

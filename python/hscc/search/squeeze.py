@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..maths.moments import Inputs, SplitMoments
@@ -14,6 +15,7 @@ from ..nn.conv2d import trainable
 from ..nn.projection import Projection
 from ..observe import calibrate, distributed
 from ..observe.data import Calibration
+from .stats import LayerStats
 from .work import Work
 
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)  # of the input channels
@@ -56,26 +58,26 @@ def candidates(conv: nn.Conv2d, inputs: Inputs, root: Tensor) -> list[Squeeze]:
     directions = max(1, int((energy > LOSSLESS * energy.sum()).sum()))
     channels = conv.in_channels
     counts = {c for c in map(_rounded, (channels * share for share in SHARES)) if c < directions}
-    found = []
-    for c in sorted(counts | ({directions} - {channels})):
-        core = stage(conv, torch.einsum("ocij,cd->odij", weight, back @ u[:, :c]), (True, True))
+    found, counts = [], sorted(counts | ({directions} - {channels}))
+    cores = torch.einsum("ocij,cd->odij", weight, back @ u[:, : max(counts, default=0)])
+    for c in counts:
+        core = stage(conv, cores[:, :c], (True, True))
         core.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach())
         core.requires_grad_(trainable(conv)).train(conv.training)
         found.append(Squeeze(u[:, :c].T @ there, core, Work.of_pointwise(inputs.positions, channels, c)))
     return found
 
 
-def groups(squeezes: Mapping[str, Sequence[Squeeze]], regions: Mapping[str, int]) -> Iterator[list[str]]:
+def groups(squeezes: Mapping[str, Sequence[Squeeze]], stats: Mapping[str, LayerStats]) -> Iterator[list[str]]:
     """Layers whose moments are gathered in one pass over the data."""
     group, size = [], 0
     for name, several in squeezes.items():
-        needed = sum(4 * 8 * regions[name] * squeeze.conv.out_channels**2 for squeeze in several)
+        needed = 4 * 8 * len(several) * stats[name].cells.count * len(stats[name].frame.into) ** 2
         if group and size + needed > MEMORY:
             yield group
             group, size = [], 0
-        if several:
-            group.append(name)
-            size += needed
+        group.append(name)
+        size += needed
     if group:
         yield group
 
@@ -83,21 +85,29 @@ def groups(squeezes: Mapping[str, Sequence[Squeeze]], regions: Mapping[str, int]
 def moments(
     model: nn.Module,
     calibration: Calibration,
-    layers: Mapping[str, nn.Conv2d],
+    stats: Mapping[str, LayerStats],
     squeezes: Mapping[str, Sequence[Squeeze]],
-    empty: Mapping[str, Sequence[SplitMoments]],
-) -> None:
-    """Fills empty moments with the outputs behind each squeeze (computable) against the dense layer's (wanted)."""
-    modules = {name: [squeeze.module() for squeeze in several] for name, several in squeezes.items()}
+) -> dict[str, list[SplitMoments]]:
+    """Of each layer and each of its squeezes: outputs behind it (computable) against the dense layer's (wanted).
+
+    Both in the layer's frame.
+    """
+    found = {name: [layer.behind() for _ in squeezes[name]] for name, layer in stats.items()}
+    modules = {name: [squeeze.module() for squeeze in squeezes[name]] for name in stats}
+    into = {name: layer.frame.into.to(layer.conv.weight)[..., None, None] for name, layer in stats.items()}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        for module, sums in zip(modules[name], empty[name], strict=True):
-            sums.add(module(x), y)
+        wanted = F.conv2d(y, into[name])
+        for module, sums in zip(modules[name], found[name], strict=True):
+            sums.add(F.conv2d(module(x), into[name]), wanted)
 
-    calibrate.visit(model, calibration, layers, see, "squeezes")
-    for several in empty.values():
+    watched = {name: layer.conv for name, layer in stats.items() if found[name]}
+    if watched:
+        calibrate.visit(model, calibration, watched, see, "squeezes")
+    for several in found.values():
         for sums in several:
             distributed.sum_(*sums.sums)
+    return found
 
 
 def _rounded(channels: float) -> int:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..config import Config
 from ..maths import regions
 from ..maths.factors import Metric
-from ..maths.moments import Inputs, Moments, Profile, RegionMoments, SplitMoments
+from ..maths.frame import Frame
+from ..maths.moments import Inputs, Moments, Profile, RegionMoments, SplitMoments, pooled
 from ..maths.regions import RegionMap
 from ..observe import calibrate, sensitivity
 from ..observe.data import Calibration
@@ -70,14 +71,28 @@ class LayerStats:
         everything, metric = self.everything
         return metric if len(channels) == len(everything) else Metric.of(self.gram, channels)
 
+    @cached_property
+    def frame(self) -> Frame:
+        """The directions of the outputs in which structures are compared; as many ranks as can pay."""
+        outputs, patch = self.conv.out_channels, self.conv.weight[0].numel()
+        most = max(min(outputs, patch, -(-outputs * patch // (outputs + patch))), 1)
+        return Frame.of(self.everything[1], pooled(self.cell_moments(self.moments.total())), most)
+
+    def split_cells(self, moments: SplitMoments, config: Config) -> list[list[RegionMoments]]:
+        """Moments of each cell, of two halves of the samples; both of all where ranks keep energy, or a half has none
+        of a cell."""
+        split = config.budget.energy is None and min(half.count.min().item() for half in self.moments.halves) > 0
+        return [self.cell_moments(half) for half in (moments.halves if split else (moments.total(),) * 2)]
+
     def cell_moments(self, moments: Moments) -> list[RegionMoments]:
         """Moments of each cell, each position counted by its weight."""
         parts = [moments.region(cell) for cell in range(self.cells.count)]
         return [p._replace(count=p.count * weight) for p, weight in zip(parts, self.weights.tolist(), strict=True)]
 
-    def halves(self, paired: bool) -> SplitMoments:
-        """Empty moments of two halves of the samples, cell by cell."""
-        return SplitMoments(tuple(calibrate.empty_moments(self.profile, self.cells, paired) for _ in range(2)))
+    def behind(self) -> SplitMoments:
+        """Empty moments of two halves of the samples, cell by cell, of pairs of values in the layer's frame."""
+        shift = self.moments.target_shift @ self.frame.into.T
+        return SplitMoments(tuple(Moments.empty(self.moments.labels, shift, paired=True) for _ in range(2)))
 
 
 def look(

@@ -27,28 +27,37 @@ class Structure:
     shared: bool
     squeeze: Squeeze | None = None
 
+    @property
+    def clustered(self) -> bool:
+        """Whether some region has more than one cluster."""
+        return any(len(split) > 1 for split in self.clusters)
+
     def conv(self, stats: LayerStats) -> nn.Conv2d:
         """The convolution that the rows replace."""
         return self.squeeze.conv if self.squeeze else stats.conv
 
 
-def structures(stats: LayerStats, config: Config) -> list[Structure]:
-    """The structures that a layer may have, without squeeze."""
+def counts(stats: LayerStats, config: Config) -> list[int]:
+    """The numbers of regions that a layer may have; one, the number given, where nothing is searched."""
+    several = [2**i for i in range(6) if 2**i < stats.cells.count] + [stats.cells.count]
+    return several if config.searches else several[-1:]
+
+
+def structures(stats: LayerStats, config: Config, several: Sequence[int], clustered: bool) -> list[Structure]:
+    """With these numbers of regions, without squeeze; ``clustered`` where clusters are worth a look."""
     everything, _ = stats.everything
-    fixed = not config.search or config.factorization == "weight" or config.budget.energy is not None
     second_stage = stats.conv.out_channels / (stats.conv.weight[0].numel() + stats.conv.out_channels)
-    most = config.clusters if second_stage >= CLUSTERS_PAY else 1
-    counts = [2**i for i in range(6) if 2**i < stats.cells.count] + [stats.cells.count]
+    most = config.clusters if clustered and second_stage >= CLUSTERS_PAY else 1
     found = []
-    for count in counts[-1:] if fixed else counts:
+    for count in several:
         merged, members = regions.merge(stats.cells, stats.profile, count)
-        for number in [config.clusters] if fixed else range(1, most + 1):
+        for number in range(1, most + 1) if config.searches else [config.clusters]:
             split = ((everything,),) * merged.count
             if number > 1:
                 parts = union(stats.cell_moments(stats.moments.total()), members)
                 split = tuple(clusters.split(part.covariance, number, config.seed) for part in parts)
             found.append(Structure(merged, members, split, False))
-        if config.sharing and not fixed and merged.count > 1:
+        if config.sharing and config.searches and merged.count > 1:
             found.append(Structure(merged, members, ((everything,),) * merged.count, True))
     return found
 

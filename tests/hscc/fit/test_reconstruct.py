@@ -38,7 +38,7 @@ def structured(plan, **options):
     from hscc.search import squeeze, structure
 
     stats = plan.layers["2"].stats
-    several = structure.structures(stats, hscc.Config(hscc.flops(6), regions=4, **options))
+    several = structure.structures(stats, hscc.Config(hscc.flops(6), regions=4, **options), [4], True)
     own = squeeze.candidates(stats.conv, stats.inputs, stats.everything[1].root)[-1]
     found = replace(several[-1], squeeze=own)
     count = sum(map(len, found.clusters))

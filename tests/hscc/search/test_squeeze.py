@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import hscc
 import pytest
@@ -82,12 +83,13 @@ def test_held_out_gains_of_a_regression_are_what_it_explains() -> None:
 
 def test_moments_are_gathered_in_passes_that_fit_in_memory(monkeypatch) -> None:
     several = {name: squeezes_of(nn.Conv2d(32, 40, 1), torch.randn(3, 32, 4, 4)) for name in "abc"}
-    regions = dict.fromkeys(several, 2)
-    assert list(squeeze.groups(several, regions)) == [["a", "b", "c"]]
-    monkeypatch.setattr(squeeze, "MEMORY", 2 * 4 * (4 * 8 * 2 * 40**2))
-    assert list(squeeze.groups(several, regions)) == [["a", "b"], ["c"]]
+    layer = SimpleNamespace(cells=SimpleNamespace(count=2), frame=SimpleNamespace(into=torch.zeros(30, 40)))
+    stats = dict.fromkeys(several, layer)
+    assert list(squeeze.groups(several, stats)) == [["a", "b", "c"]]
+    monkeypatch.setattr(squeeze, "MEMORY", 2 * 4 * (4 * 8 * 2 * 30**2))
+    assert list(squeeze.groups(several, stats)) == [["a", "b"], ["c"]]
     monkeypatch.setattr(squeeze, "MEMORY", 1)
-    assert list(squeeze.groups(several, regions)) == [["a"], ["b"], ["c"]]
+    assert list(squeeze.groups(several, stats)) == [["a"], ["b"], ["c"]]
 
 
 @pytest.mark.parametrize("reconstruction", ["sequential", "independent"])

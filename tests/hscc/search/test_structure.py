@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import hscc
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hscc.maths.factors import Metric
 from hscc.maths.moments import Profile, RegionMoments, pooled
 from hscc.observe import calibrate
 from hscc.search import allocate as search
-from hscc.search import ranks
+from hscc.search import options, ranks
 from hscc.search.cost import UNLIMITED, Cost
 
 
@@ -273,3 +274,24 @@ def test_merging_cells_keeps_their_moments() -> None:
         rows = y.flatten(2)[:, :, (merged.labels.flatten() == region)].transpose(1, 2).flatten(0, 1).double()
         torch.testing.assert_close(whole.mean, rows.mean(0), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(whole.covariance, torch.cov(rows.T, correction=0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_structures_passed_over_are_hardly_missed(net, data, monkeypatch, reduction: float) -> None:
+    """Squeezes that win at no price in one region are not looked at in several."""
+
+    def error(plan: hscc.CompressionPlan) -> float:
+        return sum(layer.error for layer in plan.layers.values())
+
+    looked: list[int] = []
+    of_layer = options._of_layer
+    monkeypatch.setattr(options, "_of_layer", lambda *args: looked.append(len(found := of_layer(*args))) or found)
+    config = hscc.Config(hscc.flops(reduction), regions=8)
+    few, number = error(hscc.plan(net, data, config)), sum(looked)
+    every = [(i, clustered) for clustered in (True, False) for i in range(9)]
+    monkeypatch.setattr(options, "_wins", lambda layer, single: [won for won in every if won[0] < len(single)])
+    monkeypatch.setattr(options, "KEPT", 99)
+    monkeypatch.setattr(options, "SMALL", 0)
+    looked.clear()
+    assert few <= 1.05 * error(hscc.plan(net, data, config)) + 1e-4
+    assert number < 0.75 * sum(looked)

@@ -1,0 +1,84 @@
+"""Moments in few directions say of structures what those in all of them say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hscc.maths import factors, frame
+from hscc.maths.factors import Metric, Ridge
+from hscc.maths.frame import Directions, Frame
+from hscc.maths.moments import RegionMoments, pooled
+from torch import Tensor
+
+O = 12  # noqa: E741
+
+
+def moments(y: Tensor, x: Tensor | None = None) -> RegionMoments:
+    x = y if x is None else x
+    dx, dy = x - x.mean(0), y - y.mean(0)
+    return RegionMoments(float(len(x)), x.mean(0), dx.T @ dx / len(x), y.mean(0), dy.T @ dx / len(x))
+
+
+def outputs(count: int, rank: int = O, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(rank, O, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return torch.randn(count, rank, generator=generator, dtype=torch.float64) @ mix + torch.arange(O)
+
+
+@pytest.fixture
+def lossless(monkeypatch) -> None:
+    monkeypatch.setattr(frame, "LOST", 1e-12)
+
+
+@pytest.fixture
+def metric() -> Metric:
+    jacobian = torch.randn(O, O, dtype=torch.float64)
+    return Metric.of(jacobian @ jacobian.T, torch.arange(O))
+
+
+@pytest.mark.parametrize("rank", [O, 4])
+def test_gains_are_those_of_all_directions(metric: Metric, lossless, rank: int) -> None:
+    old, new = moments(outputs(300, rank, 1)), moments(outputs(200, rank, 2))
+    few = Frame.of(metric, moments(outputs(500, rank)), O)
+    assert len(few.into) == rank
+    a, b = few.seen(old), few.seen(new)
+    found = Directions.of(a.part, None).gains(b.part)
+    channels = torch.arange(O)
+    wanted = factors.held_out_gains(factors.from_activations(old, channels, metric), metric, new, channels)[:rank]
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4 * wanted[0].item())
+    about = new.covariance + torch.outer(new.mean - old.mean, new.mean - old.mean)
+    assert b.energy_about(a) == pytest.approx((metric.root @ about @ metric.root).trace().item())
+
+
+def test_gains_of_a_regression_are_those_of_all_directions(metric: Metric, lossless) -> None:
+    y = outputs(500)
+    x = y @ torch.randn(O, O, dtype=torch.float64) * 0.3 + y
+    few, channels = Frame.of(metric, moments(y), O), torch.arange(O)
+    inside = [moments(y[part] @ few.into.T, x[part] @ few.into.T) for part in (slice(300), slice(300, None))]
+    old, new = (moments(y[part], x[part]) for part in (slice(300), slice(300, None)))
+    found = Directions.of(inside[0], 1e-9).gains(inside[1], falling=False)
+    spectrum = factors.from_regression(old, channels, metric, Ridge(1e-9))
+    wanted = factors.held_out_gains(spectrum, metric, new, channels, falling=False)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * wanted[0].item())
+
+
+def test_few_directions_lose_little_and_no_more_than_asked(metric: Metric) -> None:
+    y = outputs(400) * torch.logspace(0, -6, O, dtype=torch.float64)
+    whole = moments(y)
+    few = Frame.of(metric, whole, O)
+    assert 1 <= len(few.into) < O
+    seen = few.seen(whole)
+    assert seen.part.covariance.trace().item() == pytest.approx(seen.energy, rel=2 * frame.LOST)
+    assert len(Frame.of(metric, whole, 2).into) == 2
+    assert len(Frame.of(metric, whole._replace(covariance=torch.zeros(O, O).double()), 2).into) == 1
+
+
+def test_unions_are_exact(metric: Metric) -> None:
+    parts = [outputs(count, seed=count) + count / 50 for count in (100, 40, 60)]
+    few = Frame.of(metric, moments(torch.cat(parts)), 5)
+    found = frame.union([few.seen(moments(part)) for part in parts])
+    whole = few.seen(pooled([moments(part) for part in parts]))
+    assert found.energy == pytest.approx(whole.energy)
+    torch.testing.assert_close(found.mean, whole.mean)
+    torch.testing.assert_close(found.part.covariance, whole.part.covariance, rtol=1e-4, atol=1e-4)
+    assert found.part.count == 200
