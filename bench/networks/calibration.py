@@ -1,13 +1,15 @@
 """Processor seconds and memory of calibration by number of images: ``python -m bench.networks.calibration --help``.
 
-Times every pass over the images that ``hscc.compress_`` makes; choosing ranks depends on no image count. The sequential
-fit runs the model up to each layer, dense and compressed, so it is timed at one layer of middle depth, every region of
-which gets rank 16, and counted once a layer.
+With ``--reduction`` all of a compression, beside a dense pass over the same images. Without it every pass over the
+images that ``hscc.compress_`` makes; choosing ranks depends on no image count. The sequential fit runs the model up to
+each layer, dense and compressed, so it is timed at one layer of middle depth, every region of which gets rank 16, and
+counted once a layer.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import sys
@@ -35,6 +37,18 @@ from ..timing import header
 RANK = 16  # of each region of the layer whose fit is timed
 
 
+class Basic(nn.Module):
+    """ResNet-18's block: 3 x 3 twice and a shortcut, without batch norms."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.path = nn.Sequential(nn.Conv2d(inputs, width, 3, stride, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1))
+        self.skip = nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.path(x) + self.skip(x)).relu()
+
+
 class Bottleneck(nn.Module):
     """ResNet-50's block: 1 x 1, 3 x 3, 1 x 1 and a shortcut; batch norms are folded, as ``hscc`` wants them."""
 
@@ -51,6 +65,15 @@ class Bottleneck(nn.Module):
         return (self.path(x) + self.skip(x)).relu()
 
 
+def resnet18() -> nn.Sequential:
+    """The 20 convolutions of ResNet-18 with random weights."""
+    layers, inputs = [nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)], 64
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [Basic(inputs, width, stride), Basic(width, width, 1)]
+        inputs = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)).eval()
+
+
 def resnet50() -> nn.Sequential:
     """The 53 convolutions of ResNet-50 with random weights."""
     layers, inputs = [nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)], 64
@@ -61,21 +84,22 @@ def resnet50() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000)).eval()
 
 
-MODELS = {"resnet50": resnet50, "alexnet": lambda: study.example("brain_mri")[0]}
+MODELS = {"resnet18": resnet18, "resnet50": resnet50, "alexnet": lambda: study.example("brain_mri")[0]}
 
 
 class Images:
-    """Random batches of 3 x 224 x 224, made when they are read: their number takes no memory."""
+    """Random batches of 3 x size x size, made when they are read: their number takes no memory."""
 
-    def __init__(self, count: int, batch: int) -> None:
+    def __init__(self, count: int, batch: int, size: int = 224) -> None:
         self.sizes = [batch] * (count // batch) + [count % batch] * (count % batch > 0)
+        self.shape = 3, size, size
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(0)
-        return (torch.randn(size, 3, 224, 224, generator=generator) for size in self.sizes)
+        return (torch.randn(size, *self.shape, generator=generator) for size in self.sizes)
 
 
 def passes(model: nn.Module, images: Images, count: int) -> dict[str, float]:
@@ -107,6 +131,20 @@ def passes(model: nn.Module, images: Images, count: int) -> dict[str, float]:
     return times
 
 
+def whole(model: nn.Module, images: Images, config: hscc.Config) -> dict[str, float]:
+    """Processor seconds, of all threads, of a dense pass, and of planning and fitting a compression."""
+    times = [time.process_time()]
+    with torch.no_grad():
+        for x in images:
+            model(x)
+    times.append(time.process_time())
+    plan = hscc.plan(model, images, config, show_progress=True)
+    times.append(time.process_time())
+    hscc.apply_(model, plan, images, True)
+    times.append(time.process_time())
+    return dict(zip(("dense pass", "plan", "apply"), np.diff(times).tolist(), strict=True))
+
+
 def _planned(stats: LayerStats) -> LayerPlan:
     """Each cell a region, of rank :data:`RANK`."""
     count, (everything, _) = stats.cells.count, stats.everything
@@ -121,15 +159,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, nargs="+", default=[8, 16, 32], help="numbers of images, rising")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--regions", type=int, default=16, help="memory is proportional to them")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images")
+    parser.add_argument("--reduction", type=float, help="compress to so many times fewer FLOPs, and time all of it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", help="write the results to this file")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     head = header(args.threads, args.batch)
     print(json.dumps(head))
+    torch.manual_seed(0)
     model, rows = MODELS[args.model](), []
     for count in sorted(args.images):
-        times = passes(model, Images(count, args.batch), args.regions)
+        images = Images(count, args.batch, args.size)
+        if args.reduction is None:
+            times = passes(model, images, args.regions)
+        else:
+            config = hscc.Config(hscc.flops(args.reduction), regions=args.regions)
+            times = whole(copy.deepcopy(model), images, config)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of all so far: it stays where memory does
         rows.append({"images": count, "seconds": times, "peak_mib": round(peak)})
         told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in times.items())

@@ -48,9 +48,10 @@ def candidates(conv: nn.Conv2d, inputs: Inputs, root: Tensor) -> list[Squeeze]:
     Args:
         root: (O, O) of the metric of its outputs.
     """
-    weight = conv.weight.detach().double()
-    through = root @ weight.transpose(0, 1).flatten(2)  # [C, O, taps]
-    values, vectors = torch.linalg.eigh(torch.einsum("cot,dot->cd", through, through))
+    dtype = torch.promote_types(conv.weight.dtype, torch.float32)  # rounding chooses other projections, not worse ones
+    weight = conv.weight.detach().to(dtype)
+    through = (root.to(dtype) @ weight.transpose(0, 1).flatten(2)).flatten(1)  # [C, O taps]
+    values, vectors = torch.linalg.eigh((through @ through.T).double())
     values = values.clamp_min(1e-9 * values[-1].clamp_min(1e-30))
     there, back = (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
     energy, u = torch.linalg.eigh(there @ inputs.outer @ there)
@@ -59,7 +60,7 @@ def candidates(conv: nn.Conv2d, inputs: Inputs, root: Tensor) -> list[Squeeze]:
     channels = conv.in_channels
     counts = {c for c in map(_rounded, (channels * share for share in SHARES)) if c < directions}
     found, counts = [], sorted(counts | ({directions} - {channels}))
-    cores = torch.einsum("ocij,cd->odij", weight, back @ u[:, : max(counts, default=0)])
+    cores = torch.einsum("ocij,cd->odij", weight, (back @ u[:, : max(counts, default=0)]).to(dtype))
     for c in counts:
         core = stage(conv, cores[:, :c], (True, True))
         core.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach())
