@@ -86,3 +86,9 @@ def test_generator_is_deterministic_and_balanced() -> None:
     assert (images[:8] == again).all()
     assert sorted(labels.tolist()) == sorted(list(range(4)) * 3)
     assert len(set(synthetic.SEEDS.values())) == len(synthetic.SEEDS)
+
+
+def test_the_demo_finds_its_example() -> None:
+    from hscc.app import demo
+
+    assert (demo.EXAMPLE / "weights.safetensors").is_file()

@@ -23,7 +23,7 @@ from ..search.latency import processor
 from . import figures
 from .evaluate import Evaluation, evaluate, latency
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "brain_mri"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "brain_mri"
 LATENCY_BATCHES = (1, 8)
 BATCH = 32
 
