@@ -42,6 +42,11 @@ class Budget:
         if self.energy is not None and not 0 < self.energy <= 1:
             raise ValueError(f"budget: got energy={self.energy}, expected a share in (0, 1]")
 
+    @property
+    def furthest(self) -> float:
+        """The largest reduction asked for."""
+        return max((getattr(self, name) or 1 for name in REDUCTIONS), default=1)
+
 
 def flops(reduction: float) -> Budget:
     """A budget of ``reduction`` times fewer convolution FLOPs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -27,9 +26,8 @@ from .structure import Structure, counts, sizes, structures, union, within
 from .work import Work
 
 Option = tuple[Structure, Own | Shared | Faster]
-SMALL = 0.005  # of the FLOPs: a layer with less gets one region and no squeeze
-PRICES = np.logspace(-3.5, 0.5, 17)  # of the dense layer in shares of its energy: whoever wins at none is passed over
-KEPT = 3  # squeezes, of none at all and those tried, that are looked at in several regions
+SMALL = 0.005  # of what the budget leaves of the FLOPs: a layer with less gets one region and no squeeze
+PRICES = np.logspace(-3, 3, 25)  # of the dense layer in shares of its energy: what wins at none is passed over
 
 
 class Evidence(NamedTuple):
@@ -66,7 +64,7 @@ def find(
         for name, layer in calibration.track(list(stats.items()), "structures"):
             found[name] = options(layer, structures(layer, config, counts(layer, config), True), config)
         return found
-    small = SMALL * total(layer.dense for layer in stats.values()).flops
+    small = SMALL * total(layer.dense for layer in stats.values()).flops / config.budget.furthest
     squeezes: dict[str, list[Squeeze]] = {
         name: squeeze.candidates(layer.conv, layer.inputs, layer.everything[1].root)
         if config.squeeze and layer.dense.flops >= small
@@ -99,22 +97,21 @@ def _of_layer(
     if small or not more:
         return found
     wins = _wins(layer, single)
-    for index in [*dict.fromkeys(index for index, _ in wins)][:KEPT]:
+    for index in sorted({index for index, _ in wins}):
         found += those(ways[index], more, (index, True) in wins)
     return found
 
 
-def _wins(layer: LayerStats, single: Sequence[Sequence[Option]]) -> list[tuple[int, bool]]:
-    """(number of a way, with clusters or not) of all that are worth most at some price of work and storage, by how
-    often."""
+def _wins(layer: LayerStats, single: Sequence[Sequence[Option]]) -> set[tuple[int, bool]]:
+    """(number of a way, with clusters or not) of all that are worth most at some price of work and storage."""
     several = [(index, *option) for index, way in enumerate(single) for option in way]
-    wins: Counter[tuple[int, bool]] = Counter()
+    wins = set()
     for level in PRICES / layer.dense.flops:
         for storage in (4.0, layer.dense.flops / layer.dense.parameters):
             price = Cost(level, storage * level)
             index, structure, _ = max(several, key=lambda one: one[2].at(price).value(price))
-            wins[index, structure.clustered] += 1
-    return [won for won, _ in wins.most_common()]
+            wins.add((index, structure.clustered))
+    return wins
 
 
 def options(
