@@ -33,6 +33,10 @@ calibration data, "weights" to the weight alone. "hscc, one region and cluster" 
 and the squeeze bring without regions, "hscc, inputs not squeezed" what the regions bring without the squeeze; none of
 the rows is fine-tuned unless the heading says so. "2 epochs of 4000 images" then means that the whole network learned
 the dense one's outputs for unlabelled training images, with `hscc.finetune` and the same settings for all methods.
+
+On 2026-11-28 the search of hscc changed: it compares structures in few directions ([math.md](math.md)). Rows of hscc of
+Fashion-MNIST with 512 images, and of brain MRI with 512 images at 10x, 20x and 30x, are by it, the others by the one
+before. Where both were measured they differ by 0.03 points at most up to 20x, and by 0.28 at most, at 30x.
 """
 
 
