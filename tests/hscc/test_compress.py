@@ -8,7 +8,7 @@ import hscc
 import pytest
 import torch
 from hscc import HSCConv2d, Projection, SqueezedConv2d
-from hscc.observe import calibrate
+from hscc.observe.pairs import Pairs
 from torch import nn
 
 
@@ -167,7 +167,7 @@ def test_an_interrupted_run_changes_nothing(net, data, monkeypatch) -> None:
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibrate, "visit_pairs", interrupt)
+    monkeypatch.setattr(Pairs, "visit", interrupt)
     with pytest.raises(KeyboardInterrupt):
         hscc.compress_(net, data, config(6))
     assert not any(isinstance(m, HSCConv2d) for m in net.modules())

@@ -10,9 +10,12 @@ from ..config import Config
 from ..nn.surgery import Student
 from ..observe import rectifiers
 from ..observe.data import Calibration
+from ..observe.pairs import Pairs
 from ..search.plan import LayerPlan
 from . import fitting, heads, reconstruct
 from .heads import Head
+
+HELD = 2**32  # bytes of passes
 
 
 def fit(
@@ -27,14 +30,16 @@ def fit(
     ``names`` are all names of each layer.
     """
     student = Student(model, names)
-    rectified = rectifiers.find(model, calibration, layers) if reads(layers, config) else {}
-    for name, layer in layers.items():
-        if layer.stays_dense:
-            continue
-        if config.sequential or layer.structure.squeeze:
-            student.replace(name, reconstruct.fit(student, calibration, layer, rectified.get(name), config))
-        else:
-            student.replace(name, fitting.fit(layer, layer.stats.moments.total(), config))
+    factored = {name: layer for name, layer in layers.items() if not layer.stays_dense}
+    paired = {name: layer for name, layer in factored.items() if config.sequential or layer.structure.squeeze}
+    rectified = rectifiers.find(model, calibration, paired) if paired else {}
+    once = {name: layer.stats.conv for name, layer in paired.items() if layer.stats.profile.calls == 1}
+    with Pairs(student, calibration, once, HELD) as pairs:
+        for name, layer in factored.items():
+            if name in paired:
+                pairs.put(name, reconstruct.fit(pairs, layer, rectified.get(name), config))
+            else:
+                pairs.put(name, fitting.fit(layer, layer.stats.moments.total(), config))
     head = heads.refit(student, calibration, config.skip) if config.sequential and student.modules else Head()
     return student, head
 

@@ -13,9 +13,8 @@ from ..maths.factors import Basis
 from ..maths.moments import Moments
 from ..nn.conv2d import HSCConv2d, dense_bias, patches, weight_rows
 from ..nn.projection import Projection, SqueezedConv2d
-from ..nn.surgery import Student
 from ..observe import calibrate, distributed
-from ..observe.data import Calibration
+from ..observe.pairs import Pairs
 from ..observe.rectifiers import Rectifier
 from ..search.plan import LayerPlan
 from . import fitting
@@ -68,26 +67,20 @@ class Samples:
             self.pairs.append((x, y))
 
 
-def fit(
-    student: Student,
-    calibration: Calibration,
-    layer: LayerPlan,
-    rectifier: Rectifier | None,
-    config: Config,
-) -> HSCConv2d | SqueezedConv2d:
+def fit(pairs: Pairs, layer: LayerPlan, rectifier: Rectifier | None, config: Config) -> HSCConv2d | SqueezedConv2d:
     """The factors of a layer for the inputs that it has in the student, where it is still dense.
 
     With a ``rectifier``, differences that its ReLU hides do not count, in as many samples as are kept.
     """
     values = Values.of(layer)
-    moments, samples = gather(student, calibration, layer, values)
+    moments, samples = gather(pairs, layer, values)
     fitted = fitting.fit(layer, moments, config, values.basis)
     for _ in range(ROUNDS if rectifier else 0):
         fitted = fitting.fit(layer, _behind(rectifier, fitted, moments, samples, values), config, values.basis)
     return fitted
 
 
-def gather(student: Student, calibration: Calibration, layer: LayerPlan, values: Values) -> tuple[Moments, Samples]:
+def gather(pairs: Pairs, layer: LayerPlan, values: Values) -> tuple[Moments, Samples]:
     """Moments of the values in the student against the outputs of the dense model, and the first of the samples."""
     stats, samples = layer.stats, Samples()
     moments = calibrate.empty_moments(stats.profile, stats.cells, width=len(values.basis.weight))
@@ -97,7 +90,7 @@ def gather(student: Student, calibration: Calibration, layer: LayerPlan, values:
         for _, seen, wanted in values.parts(x, y):
             moments.add(seen, wanted)
 
-    calibrate.visit_pairs(student, calibration, stats.name, stats.profile.calls, see)
+    pairs.visit(stats.name, stats.profile.calls, see)
     calibrate.sum_({stats.name: moments})
     return moments, samples
 

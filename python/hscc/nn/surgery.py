@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -97,10 +98,13 @@ class Student:
         self.modules[name] = module
 
     @contextmanager
-    def swapped(self) -> Iterator[None]:
-        before = {name: self.model.get_submodule(name) for name in self.modules}
+    def swapped(self, others: Mapping[str, nn.Module] = MappingProxyType({})) -> Iterator[None]:
+        """With ``others`` in the place of some layers, whether they are replaced already or not."""
+        modules = {**self.modules, **others}
+        before = {name: self.model.get_submodule(name) for name in modules}
         try:
-            self.swap_()
+            for name, module in modules.items():
+                swap_(self.model, self.names[name], module)
             yield
         finally:
             for name, module in before.items():

@@ -7,8 +7,7 @@ all parts; the model must be the same on all ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import torch
@@ -16,13 +15,8 @@ from torch import Tensor, nn
 
 from ..maths.moments import Inputs, Moments, Profile
 from ..maths.regions import RegionMap
-from ..nn.surgery import Student
 from . import distributed
 from .data import Calibration, evaluation, images, watch
-
-
-class _Seen(Exception):
-    """Ends a forward pass early: all that was asked for has been seen."""
 
 
 class Call(NamedTuple):
@@ -103,32 +97,6 @@ def visit(
     """One pass that calls ``see`` with the name, the input and the output of each layer, both (N, C, H, W)."""
     with evaluation(model), watch(layers, lambda name, x, y: see(name, images(x), images(y))):
         calibration.run(model, description)
-
-
-def visit_pairs(
-    student: Student, calibration: Calibration, name: str, calls: int, see: Callable[[Tensor, Tensor], None]
-) -> None:
-    """Calls ``see`` with the input of one layer in the student and its output in the dense model, call by call."""
-    model = student.model
-    layer = {name: model.get_submodule(name)}
-
-    def run(batch: Any, inputs: bool) -> list[Tensor]:
-        seen: list[Tensor] = []
-
-        def keep(t: Tensor) -> None:
-            seen.append(images(t).clone() if calls > 1 else images(t))  # what follows may work in place
-            if len(seen) == calls:
-                raise _Seen
-
-        how = {"before": lambda _, x: keep(x)} if inputs else {"after": lambda _, x, y: keep(y)}
-        with watch(layer, **how), student.swapped() if inputs else nullcontext(), suppress(_Seen):
-            calibration.forward(model, batch)
-        return seen
-
-    with evaluation(model):
-        for batch in calibration.batches(f"fitting {name}"):
-            for x, y in zip(run(batch, True), run(batch, False), strict=True):
-                see(x, y)
 
 
 def calls(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Module]) -> dict[str, list[Call]]:

@@ -14,6 +14,7 @@ from hscc.nn.conv2d import patches, weight_rows
 from hscc.nn.surgery import Student
 from hscc.observe import rectifiers
 from hscc.observe.data import Calibration
+from hscc.observe.pairs import Pairs
 from hscc.search.plan import LayerPlan
 from hscc.search.ranks import DENSE
 from torch import nn
@@ -50,7 +51,8 @@ def fit(case, layer, rectifier=None):
     model, other, data, plan = case
     student = Student(model, {"0": ("0",)})
     student.replace("0", other[0])
-    return reconstruct.fit(student, Calibration.of(model, data), layer, rectifier, plan.config)
+    with Pairs(student, Calibration.of(model, data), {"2": model[2]}, 0) as pairs:
+        return reconstruct.fit(pairs, layer, rectifier, plan.config)
 
 
 @torch.no_grad()

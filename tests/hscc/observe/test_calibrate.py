@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hscc.nn.surgery import Student
 from hscc.observe import calibrate
 from hscc.observe.data import Calibration
 from torch import nn
@@ -77,24 +76,6 @@ def test_a_failing_model_keeps_no_hooks(net, data) -> None:
         calibrate.profile(broken, Calibration.of(broken, data), convolutions(broken))
     assert hooks(broken) == 0
     assert hooks(net) == 0
-
-
-def test_pairs_of_a_layer_that_runs_twice(data) -> None:
-    """Inputs in one model, outputs in the other, as they were before anything worked on them in place."""
-    torch.manual_seed(0)
-    again, relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(inplace=True)
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), again, relu, again, relu)
-    student = Student(model, {"0": ("0",)})
-    student.replace("0", nn.Conv2d(3, 3, 1))
-    first, other, seen = model[0], student.modules["0"], []
-    calibrate.visit_pairs(student, Calibration.of(model, data), "1", 2, lambda x, y: seen.append((x, y)))
-    with torch.no_grad():
-        for batch, one, two in zip(data, seen[::2], seen[1::2], strict=True):
-            x, y = other(batch), again(first(batch))
-            for got, wanted in zip((*one, *two), (x, y, again(x).relu(), again(y.relu())), strict=True):
-                torch.testing.assert_close(got, wanted)
-    assert model[0] is first
-    assert hooks(model) == hooks(other) == 0
 
 
 def test_flops_of_every_kind_of_convolution() -> None:

@@ -17,6 +17,7 @@ from hscc.maths import regions
 from hscc.nn.surgery import Student
 from hscc.observe import calibrate, sensitivity
 from hscc.observe.data import Calibration
+from hscc.observe.pairs import Pairs
 from torch import Tensor, nn
 
 
@@ -50,9 +51,8 @@ def moments(model: Net, data: list[Tensor], count: int = 4) -> dict:
     student.replace("first", copy.deepcopy(model.first))
     student.modules["first"].weight.data *= 1.1
     pair = calibrate.empty_moments(profiles["second"], regions.split(profiles["second"], "grid", count, 0), width=16)
-    calibrate.visit_pairs(
-        student, Calibration.of(model, data), "second", 1, lambda x, y: pair.add(x[..., 1:-1, 1:-1], y)
-    )
+    with Pairs(student, Calibration.of(model, data), {"second": model.second}, 2**30) as pairs:
+        pairs.visit("second", 1, lambda x, y: pair.add(x[..., 1:-1, 1:-1], y))
     calibrate.sum_({"second": pair})
     inputs = calibrate.moments(model, Calibration.of(model, data), layers, empty)
     return {"profiles": profiles, "moments": {**empty, "pair": pair}, "inputs": inputs}
