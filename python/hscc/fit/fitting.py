@@ -2,72 +2,131 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from hscc_kernels import ClusterFactors, RegionFactors
 
 from ..config import Config
 from ..maths import factors
-from ..maths.factors import Basis, Ridge
-from ..maths.moments import Moments
+from ..maths.factors import Basis, Metric, Ridge
+from ..maths.moments import Moments, RegionMoments
 from ..nn.conv2d import HSCConv2d, dense_bias, weight_rows
 from ..nn.projection import SqueezedConv2d
-from ..search.options import spectrum
 from ..search.plan import LayerPlan
 from ..search.structure import sizes, union, within
 
 
-def fit(layer: LayerPlan, moments: Moments, config: Config, basis: Basis | None = None) -> HSCConv2d | SqueezedConv2d:
-    """The layer's factors from moments of its cells, whose computable values are those of ``basis``.
+def fit(
+    layer: LayerPlan, moments: Moments | None, config: Config, basis: Basis | None = None
+) -> HSCConv2d | SqueezedConv2d:
+    """The layer's factors from moments of its cells: computable values are those of ``basis``, wanted ones the outputs
+    in the layer's frame.
 
-    ``basis`` None: they are the dense layer's outputs, and are the wanted ones.
+    Both None: the computable values are the wanted ones, the dense layer's outputs in calibration.
     """
-    structure = layer.structure
-    conv, squeeze = structure.conv(layer.stats), structure.squeeze
-    regressed = basis is not None
-    basis = basis or Basis.outputs(weight_rows(conv).double(), dense_bias(conv).double())
-    parts = union(layer.stats.cell_moments(moments), structure.members)
-    if structure.shared:
-        pool, found, biases = _shared(layer, parts, basis, config.ridge if regressed else 0.0)
-    else:
-        pool, found, biases = _own(layer, parts, basis, config, regressed)
-    made = HSCConv2d.from_conv(conv, found, pool @ basis.weight, torch.stack(biases), structure.regions.labels)
+    stats, structure = layer.stats, layer.structure
+    conv, squeeze, regressed = structure.conv(stats), structure.squeeze, basis is not None
+    dense = Basis.outputs(weight_rows(conv).double(), dense_bias(conv).double())
+    if config.factorization == "weight":
+        basis = dense
+    elif not regressed:
+        basis = Basis(stats.frame.into @ dense.weight, stats.frame.into @ dense.offset, stats.frame.back)
+    parts = union(stats.cell_moments(moments if regressed else stats.moments.total()), structure.members)
+    means = [*map(stats.mean_of, structure.members)]
+    fitting = Fitting(layer, config, dense, basis, regressed)
+    pool, found, biases = (fitting.shared if structure.shared else fitting.own)(parts, means)
+    made = HSCConv2d.from_conv(conv, found, pool, torch.stack(biases), structure.regions.labels)
     return SqueezedConv2d.of(squeeze.layer(), made) if squeeze else made
 
 
-def _own(layer: LayerPlan, parts, basis: Basis, config: Config, regressed: bool):
-    ridge = Ridge(config.ridge, basis.dense) if regressed else None
-    structure, pool, found, biases, start = layer.structure, [], [], [], 0
-    for part, split, chosen in zip(parts, structure.clusters, layer.region_ranks, strict=True):
-        region_bias, region_clusters, row = part.target_mean.new_empty(len(part.target_mean)), [], 0
-        for channels, rank in zip(split, chosen, strict=True):
-            if rank is None and not regressed:
-                rows, u, region_bias[channels] = basis.dense[channels], None, basis.offset[channels]
-            else:
-                full = spectrum(layer.stats, structure, part, channels, config, ridge)
-                rows, u = full.a[:rank], full.u[:, :rank]
-                region_bias[channels] = full.bias(basis.offset, len(channels) if rank is None else rank)
-                if rank is None:
-                    rows, u = u @ rows, None
-            region_clusters.append(ClusterFactors(channels, row, u))
-            pool.append(rows)
-            row += len(rows)
-        found.append(RegionFactors(torch.arange(start, start + row), tuple(region_clusters)))
-        biases.append(region_bias)
-        start += row
-    return torch.cat(pool), found, biases
+@dataclass(frozen=True)
+class Fitting:
+    """Of one layer, whose moments are of values of ``basis`` and of outputs in its frame; ``dense`` are its outputs."""
 
+    layer: LayerPlan
+    config: Config
+    dense: Basis
+    basis: Basis
+    regressed: bool
 
-def _shared(layer: LayerPlan, parts, basis: Basis, ridge: float):
-    everything, metric = layer.stats.everything
-    pooled = within(parts, sizes(layer.stats, layer.structure))
-    rows = factors.shared_rows(pooled, metric, layer.choice.pool, Ridge(ridge, basis.dense))
-    picked = [
-        factors.pick_rows(part, rows, rank, ridge, metric) for part, rank in zip(parts, layer.choice.ranks, strict=True)
-    ]
-    used = torch.cat([index for index, _ in picked]).unique()
-    found, biases = [], []
-    for part, (index, u) in zip(parts, picked, strict=True):
-        found.append(RegionFactors(torch.searchsorted(used, index), (ClusterFactors(everything, 0, u),)))
-        biases.append(part.target_mean + u @ (rows[index] @ (basis.offset - part.mean)))
-    return rows[used], found, biases
+    @property
+    def ridge(self) -> Ridge:
+        """Towards the dense layer's outputs, in the frame."""
+        return Ridge(self.config.ridge if self.regressed else 0.0, self.layer.stats.frame.into @ self.basis.dense)
+
+    def own(self, parts: list[RegionMoments], means: list[Tensor]):
+        """(rows (q, D), factors of each region, biases) where each cluster has rows of its own."""
+        pool, found, biases, start = [], [], [], 0
+        everything = zip(parts, means, self.layer.structure.clusters, self.layer.region_ranks, strict=True)
+        for part, mean, split, chosen in everything:
+            target, bias = self.wanted_mean(part, mean), mean.clone()
+            region_clusters, row = [], 0
+            for channels, rank in zip(split, chosen, strict=True):
+                rows, u, bias[channels] = self.cluster(part, target, channels, rank)
+                region_clusters.append(ClusterFactors(channels, row, u))
+                pool.append(rows)
+                row += len(rows)
+            found.append(RegionFactors(torch.arange(start, start + row), tuple(region_clusters)))
+            biases.append(bias)
+            start += row
+        return torch.cat(pool), found, biases
+
+    def cluster(self, part: RegionMoments, target: Tensor, channels: Tensor, rank: int | None):
+        """(rows (r, D), U (n, r) or None where they are the outputs, bias (n,)) of a cluster."""
+        if rank is None and not self.regressed:
+            return self.dense.weight[channels], None, self.dense.offset[channels]
+        if self.config.factorization == "weight":
+            full = factors.from_weight(self.dense.weight, self.dense.offset, channels)
+            return full.a[:rank] @ self.dense.weight, full.u[:, :rank], self.dense.offset[channels]
+        u, a, outside = self.directions(part, channels)
+        about = self.basis.offset - part.mean
+        if rank is None:
+            rows = u @ a + outside
+            return rows @ self.basis.weight, None, target[channels] + rows @ about
+        u, a = u[:, :rank], a[:rank]
+        return a @ self.basis.weight, u, target[channels] + u @ (a @ about)
+
+    def directions(self, part: RegionMoments, channels: Tensor):
+        """U (n, m) and A (m, X), strongest first, and what the dense layer adds to U A that they do not have (n, X)."""
+        stats, dense = self.layer.stats, self.basis.dense
+        frame, back, prior = stats.frame, stats.frame.back, stats.frame.into @ dense
+        outside = dense - back @ prior
+        if len(channels) < len(back):  # a cluster: its channels in their own metric, all directions
+            metric = stats.metric_of(channels)
+            inside, back, prior = metric.root @ back[channels], metric.inverse, metric.root @ dense[channels]
+            part = part._replace(target_mean=inside @ part.target_mean, cross=inside @ part.cross)
+            outside = torch.zeros_like(prior)
+        one = Metric.plain(back.shape[1], back)
+        every = torch.arange(back.shape[1])
+        if self.regressed:
+            full = factors.from_regression(part, every, one, Ridge(self.config.ridge, prior))
+            return back @ full.u, full.a, outside
+        inside = prior if len(channels) < len(frame.back) else torch.eye(len(prior)).to(prior)
+        _, u = factors.eigen(inside @ part.covariance @ inside.T)
+        return back @ u, u.T @ inside, outside
+
+    def shared(self, parts: list[RegionMoments], means: list[Tensor]):
+        """As :meth:`own`, where regions pick from one pool of rows."""
+        stats, choice = self.layer.stats, self.layer.choice
+        one = Metric.plain(len(stats.frame.into), stats.frame.into)
+        pooled = within(parts, sizes(stats, self.layer.structure))
+        rows = factors.shared_rows(pooled, one, choice.pool, self.ridge)
+        picked = [
+            factors.pick_rows(part, rows, rank, self.ridge.strength, one)
+            for part, rank in zip(parts, choice.ranks, strict=True)
+        ]
+        used = torch.cat([index for index, _ in picked]).unique()
+        found, biases = [], []
+        for part, mean, (index, u) in zip(parts, means, picked, strict=True):
+            u = stats.frame.back @ u
+            found.append(RegionFactors(torch.searchsorted(used, index), (ClusterFactors(stats.channels, 0, u),)))
+            biases.append(self.wanted_mean(part, mean) + u @ (rows[index] @ (self.basis.offset - part.mean)))
+        return rows[used] @ self.basis.weight, found, biases
+
+    def wanted_mean(self, part: RegionMoments, mean: Tensor) -> Tensor:
+        """(O,) of the wanted outputs in a region, where the dense layer's is ``mean``."""
+        frame = self.layer.stats.frame
+        return mean + frame.back @ (part.target_mean - frame.into @ mean)

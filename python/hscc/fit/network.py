@@ -39,7 +39,7 @@ def fit(
             if name in paired:
                 pairs.put(name, reconstruct.fit(pairs, layer, rectified.get(name), config))
             else:
-                pairs.put(name, fitting.fit(layer, layer.stats.moments.total(), config))
+                pairs.put(name, fitting.fit(layer, None, config))
     head = heads.refit(student, calibration, config.skip) if config.sequential and student.modules else Head()
     return student, head
 

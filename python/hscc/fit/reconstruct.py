@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Config
@@ -28,12 +29,16 @@ AT_A_TIME = 2**24  # numbers of a basis
 
 @dataclass(frozen=True)
 class Values:
-    """What the factors of a layer are computed from: values of ``basis``, of inputs behind ``squeeze``."""
+    """What the factors of a layer are computed from: values of ``basis``, of inputs behind ``squeeze``.
+
+    ``into`` (m, O, 1, 1) takes outputs to the layer's frame.
+    """
 
     conv: nn.Conv2d
     squeeze: Projection | None
     basis: Basis
     patched: bool
+    into: Tensor
 
     @classmethod
     def of(cls, layer: LayerPlan) -> Values:
@@ -44,7 +49,8 @@ class Values:
         quick = length**2 <= PATCH_PRODUCTS * stats.conv.weight.numel()
         patched = length <= outputs or (quick and 8 * stats.cells.count * length**2 <= PATCH_MOMENTS)
         basis = Basis.patches(rows) if patched else Basis.outputs(rows, bias)
-        return cls(conv, squeeze.layer() if squeeze else None, basis, patched)
+        into = stats.frame.into.to(stats.conv.weight)[..., None, None]
+        return cls(conv, squeeze.layer() if squeeze else None, basis, patched, into)
 
     def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """x (N, C, H, W), y (N, O, Ho, Wo), few images at a time, and between them their values (n, X, Ho, Wo)."""
@@ -83,12 +89,12 @@ def fit(pairs: Pairs, layer: LayerPlan, rectifier: Rectifier | None, config: Con
 def gather(pairs: Pairs, layer: LayerPlan, values: Values) -> tuple[Moments, Samples]:
     """Moments of the values in the student against the outputs of the dense model, and the first of the samples."""
     stats, samples = layer.stats, Samples()
-    moments = calibrate.empty_moments(stats.profile, stats.cells, width=len(values.basis.weight))
+    moments = stats.empty(stats.frame, width=len(values.basis.weight))
 
     def see(x: Tensor, y: Tensor) -> None:
         samples.add(x, y)
         for _, seen, wanted in values.parts(x, y):
-            moments.add(seen, wanted)
+            moments.add(seen, F.conv2d(wanted, values.into))
 
     pairs.visit(stats.name, stats.profile.calls, see)
     calibrate.sum_({stats.name: moments})
@@ -102,6 +108,7 @@ def _behind(rectifier: Rectifier, fitted: nn.Module, moments: Moments, samples: 
     change = replace(moments, target_total=total, cross=cross)
     for x, y in samples.pairs:
         for part, seen, wanted in values.parts(x, y):
-            change.add_change(seen, rectifier.wanted(wanted, fitted(part)) - wanted)
+            further = rectifier.wanted(wanted, fitted(part)) - wanted
+            change.add_change(seen, F.conv2d(further, values.into))
     distributed.sum_(total, cross)
     return replace(moments, target_total=moments.target_total + total, cross=moments.cross + cross)

@@ -22,7 +22,7 @@ def split(covariance: Tensor, count: int, seed: int) -> tuple[Tensor, ...]:
 
     scale = covariance.diagonal().clamp_min(1e-12).rsqrt()
     correlation = (covariance * scale[:, None] * scale[None, :]).abs().clamp(0, 1)
-    affinity = correlation + 1e-3  # one connected component, also with dead channels
+    affinity = (correlation + correlation.T) / 2 + 1e-3  # one connected component, also with dead channels
     model = SpectralClustering(count, affinity="precomputed", assign_labels="cluster_qr", random_state=seed)
     labels = torch.from_numpy(model.fit_predict(affinity.cpu().numpy())).long()
     return tuple((labels == label).nonzero().squeeze(1) for label in labels.unique())

@@ -20,13 +20,17 @@ class Metric(NamedTuple):
     inverse: Tensor
 
     @classmethod
-    def of(cls, gram: Tensor, channels: Tensor) -> Metric:
-        """From the sensitivity (O, O) of a layer, for some of its channels (n,)."""
-        block = gram[channels][:, channels]
-        floor = SENSITIVITY_FLOOR * block.diagonal().mean().clamp_min(1e-30)
-        values, vectors = torch.linalg.eigh(block + floor * torch.eye(len(block)).to(block))
-        values = values.clamp_min(floor)
+    def of(cls, gram: Tensor) -> Metric:
+        """From the sensitivity (n, n) of some channels."""
+        values, vectors = torch.linalg.eigh(floored(gram))
+        values = values.clamp_min(SENSITIVITY_FLOOR * gram.diagonal().mean().clamp_min(1e-30))
         return cls((vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T)
+
+    @classmethod
+    def plain(cls, count: int, like: Tensor) -> Metric:
+        """Of coordinates that all count the same."""
+        one = torch.eye(count).to(like)
+        return cls(one, one)
 
 
 class Basis(NamedTuple):
@@ -79,6 +83,11 @@ class Spectrum(NamedTuple):
     def bias(self, offset: Tensor, rank: int) -> Tensor:
         """The cluster's bias (n,) when cut at that rank; ``offset`` (X,) is the basis's."""
         return self.target_mean + self.u[:, :rank] @ (self.a[:rank] @ (offset - self.mean))
+
+
+def floored(gram: Tensor) -> Tensor:
+    """The sensitivity (n, n) of some channels, each of which counts a little."""
+    return gram + SENSITIVITY_FLOOR * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram)).to(gram)
 
 
 def from_activations(moments: RegionMoments, channels: Tensor, metric: Metric) -> Spectrum:

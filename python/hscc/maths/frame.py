@@ -12,45 +12,57 @@ from .factors import ENOUGH, Metric, eigen, regress
 from .moments import RegionMoments, pooled
 
 LOST = 1e-5  # of the outputs' energy, that may lie outside
+ROUNDING = 1e-6  # of the strongest direction's energy
 
 
 class Seen(NamedTuple):
-    """Moments of a region: ``part`` (float32) in the coordinates of a frame; the wanted outputs' ``mean`` (O,), in the
-    metric, and the energy about it in all directions."""
+    """Of a region: ``part`` (float32), moments in the coordinates of a frame; ``energy`` of the wanted outputs about
+    their mean in all directions."""
 
     part: RegionMoments
-    mean: Tensor
     energy: float
 
     def energy_about(self, other: Seen) -> float:
         """Per unit of weight, about the other's mean."""
-        return self.energy + (self.mean - other.mean).square().sum().item()
+        return self.energy + (self.part.target_mean - other.part.target_mean).square().sum().item()
 
 
 class Frame(NamedTuple):
     """Coordinates z = into y (m,) of outputs y (O,), in which errors are plain squares: the leading ones in a metric.
 
     Args:
-        into: (m, O). root: (O, O) of the metric.
+        into: (m, O); back: (O, m), so that y ~ back z + rest.
+        rest: (O,) the mean of what lies outside; lost: its energy about that, in the metric.
     """
 
     into: Tensor
-    root: Tensor
+    back: Tensor
+    rest: Tensor
+    lost: float
 
     @classmethod
-    def of(cls, metric: Metric, moments: RegionMoments, most: int) -> Frame:
-        """At most ``most`` directions of the outputs' covariance, and no more than all but :data:`LOST` of it needs."""
-        values, vectors = torch.linalg.eigh(metric.root @ moments.covariance @ metric.root)
+    def of(cls, metric: Metric, mean: Tensor, covariance: Tensor, most: int) -> Frame:
+        """At most ``most`` directions of such outputs, and no more than all but :data:`LOST` of them needs."""
+        values, vectors = torch.linalg.eigh(metric.root @ covariance @ metric.root)
         lost = values.clamp_min(0).cumsum(0)  # smallest first
-        needed = int((lost > LOST * lost[-1]).sum())
-        return cls(vectors[:, len(values) - max(min(needed, most), 1) :].T @ metric.root, metric.root)
+        outside = len(values) - max(min(int((lost > LOST * lost[-1]).sum()), most), 1)
+        into, back = vectors[:, outside:].T @ metric.root, metric.inverse @ vectors[:, outside:]
+        return cls(into, back, mean - back @ (into @ mean), lost[outside - 1].item() if outside else 0.0)
 
-    def seen(self, moments: RegionMoments) -> Seen:
-        """Of a region, where the computable values are the wanted outputs."""
-        mean, covariance = self.into @ moments.mean, self.into @ moments.covariance @ self.into.T
-        part = RegionMoments(moments.count, mean, covariance, mean, covariance)
-        energy = ((self.root @ moments.covariance) * self.root).sum().item()
-        return Seen(single(part), self.root @ moments.mean, energy)
+    @classmethod
+    def whole(cls, metric: Metric) -> Frame:
+        """All directions, the channels themselves in the metric."""
+        return cls(metric.root, metric.inverse, metric.root.new_zeros(len(metric.root)), 0.0)
+
+    def seen(self, part: RegionMoments) -> Seen:
+        """Of a region, from moments in these coordinates."""
+        return Seen(single(part), part.covariance.trace().item() + self.lost)
+
+    def outputs(self, part: RegionMoments) -> RegionMoments:
+        """Moments of the outputs themselves, float64, from those in these coordinates."""
+        mean = self.back @ part.mean.double() + self.rest
+        covariance = self.back @ part.covariance.double() @ self.back.T
+        return RegionMoments(part.count, mean, covariance, mean, covariance)
 
 
 def single(part: RegionMoments) -> RegionMoments:
@@ -88,12 +100,26 @@ class Directions(NamedTuple):
         return gains.cummin(0).values if falling else gains
 
 
+def of_cluster(old: RegionMoments, new: RegionMoments, metric: Tensor) -> tuple[Tensor, float]:
+    """(k,) what the directions of some channels, made from ``old``, explain of ``new``, never rising; all there is.
+
+    ``metric`` (m, m) has the squares of errors of these channels in the coordinates of the frame.
+    """
+    values, vectors = eigen(old.covariance)
+    root = vectors * values.sqrt()
+    found, v = eigen(root.T @ metric @ root)
+    a = metric @ root @ (v * torch.where(found > ROUNDING * found[0], found.rsqrt(), 0))  # (m, k), of unit length
+    shift = new.mean - old.mean
+    about = new.covariance + torch.outer(shift, shift)
+    gains = (a * (about @ a)).sum(0).clamp_min(0)
+    return gains.cummin(0).values, (metric * about).sum().item()
+
+
 def union(cells: Sequence[Seen]) -> Seen:
     """Of the union of regions, exactly."""
     if len(cells) == 1:
         return cells[0]
-    count = sum(cell.part.count for cell in cells)
-    shares = [(cell.part.count / max(count, 1), cell) for cell in cells]
-    mean = sum(share * cell.mean for share, cell in shares)
-    about = sum(share * (cell.energy + (cell.mean - mean).square().sum().item()) for share, cell in shares)
-    return Seen(pooled([cell.part for cell in cells]), mean, about)
+    part = pooled([cell.part for cell in cells])
+    about = [cell.energy + (cell.part.target_mean - part.target_mean).square().sum().item() for cell in cells]
+    weighted = sum(cell.part.count * energy for cell, energy in zip(cells, about, strict=True))
+    return Seen(part, weighted / max(part.count, 1))

@@ -52,14 +52,14 @@ class Profile:
 
 
 @dataclass
-class Inputs:
-    """Uncentred second moments (C, C) of a layer's input channels, float64 sum; ``positions`` of one input image."""
+class Outer:
+    """Uncentred second moments (C, C) of the channels of maps, float64 sum; ``positions`` of one map."""
 
     outer: Tensor
     positions: int
 
     @classmethod
-    def empty(cls, channels: int, device: torch.device) -> Inputs:
+    def empty(cls, channels: int, device: torch.device) -> Outer:
         return cls(torch.zeros(channels, channels, dtype=torch.float64, device=device), 0)
 
     def add(self, x: Tensor) -> None:

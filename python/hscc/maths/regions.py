@@ -21,6 +21,16 @@ class RegionMap:
         """Positions of each region."""
         return torch.bincount(self.labels.reshape(-1), minlength=self.count).tolist()
 
+    def of_positions(self, device: torch.device) -> Tensor:
+        """(P,) region of each position."""
+        return self.labels.reshape(-1).to(device)
+
+    def means(self, profile: Profile) -> Tensor:
+        """(count, O) of the profiled outputs in each region."""
+        labels = self.of_positions(profile.total.device)
+        sums = profile.total.new_zeros(self.count, profile.total.shape[1]).index_add_(0, labels, profile.mean())
+        return sums / torch.bincount(labels, minlength=self.count).clamp_min(1)[:, None]
+
 
 def split(profile: Profile, method: str, count: int, seed: int) -> RegionMap:
     """At most ``count`` regions by "kmeans" on position profiles, by "grid", or one region ("none")."""

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from zlib import crc32
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..maths.moments import Inputs, Moments, Profile
-from ..maths.regions import RegionMap
+from ..maths.moments import Moments, Outer, Profile, SplitMoments
 from . import distributed
 from .data import Calibration, evaluation, images, watch
 
@@ -68,23 +68,45 @@ def profile(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.
     return _joined(profiles, calls, passes, calibration.device)
 
 
-def moments(
-    model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Module], empty: Mapping[str, Moments]
-) -> dict[str, Inputs]:
-    """Fills empty moments with the outputs of each layer; returns the moments of its inputs."""
-    inputs = {name: Inputs.empty(layer.in_channels, layer.weight.device) for name, layer in layers.items()}
+def second_moments(
+    model: nn.Module,
+    calibration: Calibration,
+    layers: Mapping[str, nn.Module],
+    about: Mapping[str, tuple[Tensor, Tensor]],
+) -> tuple[dict[str, Outer], dict[str, Tensor]]:
+    """Of each layer those of its inputs, and the sum (O, O) of those of its outputs, about a mean (O,) and with a
+    weight of each position (P,)."""
+    inputs = {name: Outer.empty(layer.in_channels, layer.weight.device) for name, layer in layers.items()}
+    outputs = {name: Outer.empty(layer.out_channels, layer.weight.device) for name, layer in layers.items()}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        empty[name].add(y)
+        mean, weights = about[name]
         inputs[name].add(x)
+        outputs[name].add((y - mean[:, None, None].to(y)) * weights.sqrt().view(y.shape[2:]).to(y))
 
-    visit(model, calibration, layers, see, "moments")
-    sum_(empty)
-    distributed.sum_(*(seen.outer for seen in inputs.values()))
+    visit(model, calibration, layers, see, "second moments")
+    distributed.sum_(*(seen.outer for seen in (*inputs.values(), *outputs.values())))
     everywhere = distributed.gather({name: seen.positions for name, seen in inputs.items()})
     for name, seen in inputs.items():  # a rank may not have run a layer
         seen.positions = max(positions[name] for positions in everywhere)
-    return inputs
+    return inputs, {name: seen.outer for name, seen in outputs.items()}
+
+
+def moments(
+    model: nn.Module,
+    calibration: Calibration,
+    layers: Mapping[str, nn.Module],
+    empty: Mapping[str, SplitMoments],
+    into: Mapping[str, Tensor],
+) -> None:
+    """Fills empty moments with the outputs of each layer in other coordinates, ``into`` (m, O)."""
+    kernels = {name: rows.to(layers[name].weight)[..., None, None] for name, rows in into.items()}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        empty[name].add(F.conv2d(y, kernels[name]))
+
+    visit(model, calibration, layers, see, "moments")
+    sum_(empty)
 
 
 def visit(
@@ -123,15 +145,6 @@ def sum_(moments: Mapping[str, Moments]) -> None:
             )
     for part in moments.values():
         distributed.sum_(*part.sums)
-
-
-def empty_moments(profile: Profile, regions: RegionMap, paired: bool = True, width: int | None = None) -> Moments:
-    """Moments about the profile's region means; ``paired`` and ``width`` as for ``Moments.empty``."""
-    labels = regions.labels.reshape(-1).to(profile.total.device)
-    sums = torch.zeros(regions.count, profile.total.shape[1], dtype=torch.float64, device=labels.device)
-    sums.index_add_(0, labels, profile.mean())
-    counts = torch.bincount(labels, minlength=regions.count).clamp_min(1)
-    return Moments.empty(labels, sums / counts[:, None], paired, width)
 
 
 def _joined(profiles: dict[str, Profile], calls: Mapping[str, int], passes: int, device) -> dict[str, Profile]:

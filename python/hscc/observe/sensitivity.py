@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..maths.regions import RegionMap
 from . import distributed
-from .data import Calibration, evaluation, watch
+from .data import Calibration, evaluation, images, watch
 from .values import kind, tensors
-
-WEIGHT_FLOOR = 0.01  # of the mean: a position that looks irrelevant on few images still counts a little
 
 
 class NotDifferentiable(ValueError):
     """The model's outputs have no gradient."""
 
 
+class Sensitivity(NamedTuple):
+    """Sums over samples: ``gram`` (O, O) of channels, over all positions; ``energy`` (P,) of positions; float64."""
+
+    gram: Tensor
+    energy: Tensor
+
+    @classmethod
+    def empty(cls, channels: int, positions: int, device: torch.device) -> Sensitivity:
+        options = {"dtype": torch.float64, "device": device}
+        return cls(torch.zeros(channels, channels, **options), torch.zeros(positions, **options))
+
+    def add(self, gradient: Tensor) -> None:
+        """gradient: (N, O, Ho, Wo) or (O, Ho, Wo)."""
+        rows = images(gradient).flatten(2).transpose(0, 1).float()  # [O, N, P]
+        self.energy.add_(rows.square().sum((0, 1)))
+        rows = rows.flatten(1)
+        self.gram.add_(rows @ rows.T)
+
+
 def measure(
-    model: nn.Module,
-    calibration: Calibration,
-    layers: Mapping[str, nn.Conv2d],
-    cells: Mapping[str, RegionMap],
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """For each layer its gram (O, O) and the weight (cells,) of a position of each cell, 1 on average; float64.
+    model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Conv2d], positions: Mapping[str, int]
+) -> dict[str, Sensitivity]:
+    """The sensitivity of each layer, whose output has so many positions.
 
     The gram is E g g^T over samples and positions, g the gradient of a random projection of the model's outputs:
     in expectation J^T J, J the Jacobian of the centred outputs.
@@ -34,9 +47,7 @@ def measure(
     Raises :class:`NotDifferentiable` when the outputs do not depend on the layers differentiably.
     """
     sums = {
-        name: torch.zeros(cells[name].count, layer.out_channels, layer.out_channels).to(
-            layer.weight.device, torch.float64
-        )
+        name: Sensitivity.empty(layer.out_channels, positions[name], layer.weight.device)
         for name, layer in layers.items()
     }
     generator, seen = calibration.generator(), []
@@ -53,15 +64,10 @@ def measure(
             gradients = torch.autograd.grad(projection, [y for _, y in seen], allow_unused=True)
             for (name, _), gradient in zip(seen, gradients, strict=True):
                 if gradient is not None:
-                    _add(sums[name], gradient, cells[name])
-    distributed.sum_(*sums.values())
-    return {name: _summary(total, cells[name]) for name, total in sums.items()}
-
-
-def plain(layer: nn.Conv2d, cells: RegionMap) -> tuple[Tensor, Tensor]:
-    """The metric in which all channels and positions count the same."""
-    options = {"dtype": torch.float64, "device": layer.weight.device}
-    return torch.eye(layer.out_channels, **options), torch.ones(cells.count, **options)
+                    sums[name].add(gradient)
+    for found in sums.values():
+        distributed.sum_(*found)
+    return sums
 
 
 def _project(output: Any, generator: torch.Generator) -> Tensor:
@@ -79,21 +85,3 @@ def _project(output: Any, generator: torch.Generator) -> Tensor:
             noise = noise - noise.flatten(1).mean(1).view(-1, *[1] * (y.ndim - 1))
         total = total + (y * noise).sum()
     return total
-
-
-def _add(total: Tensor, gradient: Tensor, cells: RegionMap) -> None:
-    labels = cells.labels.reshape(-1).to(gradient.device)
-    rows = gradient.reshape(-1, *gradient.shape[-3:]).flatten(2).float()
-    for cell in range(cells.count):
-        g = rows[:, :, (labels == cell).nonzero().squeeze(1)].transpose(1, 2).flatten(0, 1)
-        total[cell] += (g.T @ g).double()
-
-
-def _summary(sums: Tensor, cells: RegionMap) -> tuple[Tensor, Tensor]:
-    sizes = torch.tensor(cells.sizes(), dtype=torch.float64, device=sums.device)
-    energy = sums.diagonal(dim1=1, dim2=2).sum(1)
-    if energy.sum() == 0:
-        return torch.eye(sums.shape[1]).to(sums), torch.ones_like(sizes)
-    weights = energy / sizes
-    weights = weights.clamp_min(WEIGHT_FLOOR * (energy.sum() / sizes.sum()))
-    return sums.sum(0), weights * sizes.sum() / (weights * sizes).sum()

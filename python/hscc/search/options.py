@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import Config
 from ..maths import factors, frame
-from ..maths.factors import Metric, Ridge, Spectrum
 from ..maths.frame import Directions, Seen
-from ..maths.moments import RegionMoments, SplitMoments
+from ..maths.moments import SplitMoments
 from ..nn.conv2d import dense_bias, weight_rows
 from ..observe.data import Calibration
 from . import squeeze
@@ -22,7 +21,7 @@ from .cost import Cost, total
 from .ranks import Faster, Group, Own, Shared
 from .squeeze import Squeeze
 from .stats import LayerStats
-from .structure import Structure, counts, sizes, structures, union, within
+from .structure import Structure, counts, sizes, structures, within
 from .work import Work
 
 Option = tuple[Structure, Own | Shared | Faster]
@@ -66,7 +65,7 @@ def find(
         return found
     small = SMALL * total(layer.dense for layer in stats.values()).flops / config.budget.furthest
     squeezes: dict[str, list[Squeeze]] = {
-        name: squeeze.candidates(layer.conv, layer.inputs, layer.everything[1].root)
+        name: squeeze.candidates(layer.conv, layer.inputs, layer.metric.root)
         if config.squeeze and layer.dense.flops >= small
         else []
         for name, layer in stats.items()
@@ -84,34 +83,39 @@ def find(
 def _of_layer(
     layer: LayerStats, ways: Sequence[tuple[Squeeze | None, Evidence]], config: Config, small: bool
 ) -> list[Option]:
-    """Of a layer behind each squeeze or none; a ``small`` one has one region."""
+    """Of a layer behind none or each squeeze; a ``small`` one has one region.
 
-    def those(way: tuple[Squeeze | None, Evidence], several: Sequence[int], clustered: bool) -> list[Option]:
-        own, evidence = way
-        made = structures(layer, config, several, clustered and own is None)
-        return options(layer, [replace(one, squeeze=own) for one in made], config, evidence)
+    Clusters are looked at where they win in one region, with the numbers of regions that win without them.
+    """
+
+    def those(index: int, several: Sequence[int], clustered: bool | None) -> list[tuple[int, Structure, Any]]:
+        own, evidence = ways[index]
+        made = structures(layer, config, several, clustered is not False and own is None)
+        kept = [replace(one, squeeze=own) for one in made if one.clustered or not clustered]
+        return [(index, *option) for option in options(layer, kept, config, evidence)]
 
     one, *more = counts(layer, config)
-    single = [those(way, [one], True) for way in ways]
-    found = [option for several in single for option in several]
-    if small or not more:
-        return found
-    wins = _wins(layer, single)
-    for index in sorted({index for index, _ in wins}):
-        found += those(ways[index], more, (index, True) in wins)
-    return found
+    found = [option for index in range(len(ways)) for option in those(index, [one], None)]
+    if more and not small:
+        won = _wins(layer, found)
+        for index in sorted({index for index, _ in won}):
+            found += those(index, more, False)
+        if any(structure.clustered for _, structure in won):
+            several = {structure.regions.count for _, structure in _wins(layer, found)} - {1}
+            found += those(0, sorted(several), True)
+    return [option for _, *option in found]
 
 
-def _wins(layer: LayerStats, single: Sequence[Sequence[Option]]) -> set[tuple[int, bool]]:
-    """(number of a way, with clusters or not) of all that are worth most at some price of work and storage."""
-    several = [(index, *option) for index, way in enumerate(single) for option in way]
-    wins = set()
+def _wins(layer: LayerStats, found: Sequence[tuple[int, Structure, Any]]) -> list[tuple[int, Structure]]:
+    """(number of a way, structure) of all that are worth most at some price of work and storage."""
+    wins = {}
     for level in PRICES / layer.dense.flops:
         for storage in (4.0, layer.dense.flops / layer.dense.parameters):
             price = Cost(level, storage * level)
-            index, structure, _ = max(several, key=lambda one: one[2].at(price).value(price))
-            wins.add((index, structure.clustered))
-    return wins
+            values = [option.at(price).value(price) for *_, option in found]
+            best = values.index(max(values))
+            wins[best] = found[best][:2]
+    return [*wins.values()]
 
 
 def options(
@@ -125,24 +129,6 @@ def options(
         option = (_shared if structure.shared else _own)(stats, structure, seen, config)
         found.append((structure, Faster(option, stats.dense) if stats.machine else option))
     return found
-
-
-def spectrum(
-    stats: LayerStats,
-    structure: Structure,
-    part: RegionMoments,
-    channels: Tensor,
-    config: Config,
-    ridge: Ridge | None,
-) -> Spectrum:
-    """All directions of a cluster; ``ridge`` None: computable and wanted outputs are the same."""
-    if config.factorization == "weight":
-        conv = structure.conv(stats)
-        return factors.from_weight(weight_rows(conv).double(), dense_bias(conv).double(), channels)
-    metric = stats.metric(channels)
-    if ridge is None:
-        return factors.from_activations(part, channels, metric)
-    return factors.from_regression(part, channels, metric, ridge)
 
 
 class _Regions(NamedTuple):
@@ -173,18 +159,18 @@ def _own(stats: LayerStats, structure: Structure, seen: _Regions, config: Config
     energy, base = seen.energy, seen.base
     if weights:
         energy, base = stats.positions * weight_rows(stats.conv).double().square().sum().item(), 0.0
-    full = weights or structure.clustered
-    halves = [union(cells, structure.members) for cells in stats.split_cells(stats.moments, config)] if full else None
     groups = []
     for index, ((size, share), split) in enumerate(zip(sizes(stats, structure), structure.clusters, strict=True)):
         for channels in split:
             scale = (size if weights else share) / energy
+            old, new = seen.fitted[index], seen.tested[index]
             if weights:
-                gains, rest = spectrum(stats, structure, halves[0][index], channels, config, None).gains, 0.0
-            elif full:
-                gains, rest = _of_cluster(stats, *(half[index] for half in halves), channels)
+                rows, bias = weight_rows(stats.conv).double(), dense_bias(stats.conv).double()
+                gains, rest = factors.from_weight(rows, bias, channels).gains, 0.0
+            elif structure.clustered:
+                gains, whole = frame.of_cluster(old.part, new.part, stats.inside(channels))
+                gains, rest = gains[: len(channels)], whole - gains.sum().item()
             else:
-                old, new = seen.fitted[index], seen.tested[index]
                 gains = Directions.of(old.part, config.ridge if structure.squeeze else None).gains(new.part)
                 rest = 0.0 if structure.squeeze else new.energy_about(old) - gains.sum().item()  # dense is exact
             count = len(channels)
@@ -198,15 +184,6 @@ def _own(stats: LayerStats, structure: Structure, seen: _Regions, config: Config
                 )
             )
     return Own(groups, base, _fixed(stats, structure), config.rank_multiple, None if structure.squeeze else stats.dense)
-
-
-def _of_cluster(stats: LayerStats, old: RegionMoments, new: RegionMoments, channels: Tensor) -> tuple[Tensor, float]:
-    """Gains of some channels by themselves, which no frame has, and what a dense cluster gains beyond."""
-    metric: Metric = stats.metric(channels)
-    gains = factors.held_out_gains(factors.from_activations(old, channels, metric), metric, new, channels)
-    shift = (new.mean - old.mean)[channels]
-    about = new.covariance[channels][:, channels] + torch.outer(shift, shift)
-    return gains, ((metric.root @ about) * metric.root).sum().item() - gains.sum().item()
 
 
 def _shared(stats: LayerStats, structure: Structure, seen: _Regions, config: Config) -> Shared:

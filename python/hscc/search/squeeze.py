@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..maths.moments import Inputs, SplitMoments
+from ..maths.moments import Outer, SplitMoments
 from ..nn.chain import stage
 from ..nn.conv2d import trainable
 from ..nn.projection import Projection
@@ -42,7 +42,7 @@ class Squeeze:
         return nn.Sequential(self.layer(), self.conv)
 
 
-def candidates(conv: nn.Conv2d, inputs: Inputs, root: Tensor) -> list[Squeeze]:
+def candidates(conv: nn.Conv2d, inputs: Outer, root: Tensor) -> list[Squeeze]:
     """The projections that a layer may have, fewest channels first; derivation in ``docs/math.md``.
 
     Args:
@@ -50,7 +50,7 @@ def candidates(conv: nn.Conv2d, inputs: Inputs, root: Tensor) -> list[Squeeze]:
     """
     dtype = torch.promote_types(conv.weight.dtype, torch.float32)  # rounding chooses other projections, not worse ones
     weight = conv.weight.detach().to(dtype)
-    through = (root.to(dtype) @ weight.transpose(0, 1).flatten(2)).flatten(1)  # [C, O taps]
+    through = (root.to(dtype) @ weight.flatten(1)).view_as(weight).transpose(0, 1).flatten(1)  # [C, O taps]
     values, vectors = torch.linalg.eigh((through @ through.T).double())
     values = values.clamp_min(1e-9 * values[-1].clamp_min(1e-30))
     there, back = (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
@@ -93,7 +93,10 @@ def moments(
 
     Both in the layer's frame.
     """
-    found = {name: [layer.behind() for _ in squeezes[name]] for name, layer in stats.items()}
+    found = {
+        name: [SplitMoments(tuple(layer.empty(layer.frame) for _ in range(2))) for _ in squeezes[name]]
+        for name, layer in stats.items()
+    }
     modules = {name: [squeeze.module() for squeeze in squeezes[name]] for name in stats}
     into = {name: layer.frame.into.to(layer.conv.weight)[..., None, None] for name, layer in stats.items()}
 

@@ -6,43 +6,60 @@ by the weight of their cell. Without sensitivity both are plain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..config import Config
 from ..maths import regions
-from ..maths.factors import Metric
+from ..maths.factors import Metric, floored
 from ..maths.frame import Frame
-from ..maths.moments import Inputs, Moments, Profile, RegionMoments, SplitMoments, pooled
+from ..maths.moments import Moments, Outer, Profile, RegionMoments, SplitMoments
 from ..maths.regions import RegionMap
 from ..observe import calibrate, sensitivity
 from ..observe.data import Calibration
+from ..observe.sensitivity import Sensitivity
 from .cost import Cost
 from .latency import Machine
 from .work import Work
+
+WEIGHT_FLOOR = 0.01  # of the mean: a position that looks irrelevant on few images still counts a little
+SAMPLES = 2  # of a cell, for each direction that can pay: with fewer its moments say nothing
 
 
 @dataclass(frozen=True)
 class LayerStats:
     """All that calibration says of a layer: gram (O, O) sensitivity, weights (cells,) of a position of each cell.
 
-    Where the machine's speed counts, it is ``machine``, and ``dense_seconds`` what the dense layer takes on it.
+    ``metric`` is that of all channels. ``moments`` are in the coordinates of ``frame``; ``inputs`` are there for a
+    search. Where the machine's speed counts, it is ``machine``, and ``dense_seconds`` what the dense layer takes on it.
     """
 
     name: str
     conv: nn.Conv2d
     profile: Profile
     cells: RegionMap
-    moments: SplitMoments
     gram: Tensor
+    metric: Metric
     weights: Tensor
-    inputs: Inputs
+    frame: Frame | None = None
+    moments: SplitMoments | None = None
+    inputs: Outer | None = None
     machine: Machine | None = None
     dense_seconds: float = 0.0
+
+    @classmethod
+    def begun(
+        cls, name: str, conv: nn.Conv2d, profile: Profile, seen: Sensitivity | None, config: Config
+    ) -> LayerStats:
+        """Without moments yet; ``seen`` None: all channels and positions count the same."""
+        cells = regions.split(profile, config.region_method, _most_cells(conv, profile, config), config.seed)
+        gram, weights = torch.eye(conv.out_channels).to(profile.total), torch.ones(cells.count).to(profile.total)
+        if seen is not None and seen.energy.any():
+            gram, weights = seen.gram, _weights(seen.energy, cells)
+        return cls(name, conv, profile, cells, gram, Metric.of(gram), weights)
 
     @property
     def positions(self) -> int:
@@ -61,22 +78,43 @@ class LayerStats:
             self.profile.calls * self.machine.seconds(work) if self.machine else 0,
         )
 
-    @cached_property
-    def everything(self) -> tuple[Tensor, Metric]:
-        """All channels (O,) and their metric."""
-        channels = torch.arange(self.conv.out_channels, device=self.gram.device)
-        return channels, Metric.of(self.gram, channels)
+    @property
+    def channels(self) -> Tensor:
+        """All of them (O,)."""
+        return torch.arange(self.conv.out_channels, device=self.gram.device)
 
-    def metric(self, channels: Tensor) -> Metric:
-        everything, metric = self.everything
-        return metric if len(channels) == len(everything) else Metric.of(self.gram, channels)
+    def metric_of(self, channels: Tensor) -> Metric:
+        return self.metric if len(channels) == len(self.gram) else Metric.of(self.gram[channels][:, channels])
 
-    @cached_property
-    def frame(self) -> Frame:
-        """The directions of the outputs in which structures are compared; as many ranks as can pay."""
-        outputs, patch = self.conv.out_channels, self.conv.weight[0].numel()
-        most = max(min(outputs, patch, -(-outputs * patch // (outputs + patch))), 1)
-        return Frame.of(self.everything[1], pooled(self.cell_moments(self.moments.total())), most)
+    def inside(self, channels: Tensor) -> Tensor:
+        """(m, m) float32: the metric of some channels in the coordinates of the frame."""
+        back = self.frame.back[channels]
+        return (back.T @ floored(self.gram[channels][:, channels]) @ back).float()
+
+    @property
+    def about(self) -> tuple[Tensor, Tensor]:
+        """The weighted mean of the outputs (O,), and the weight of each position (P,)."""
+        weights = self.weights[self.cells.of_positions(self.weights.device)]
+        return weights @ self.profile.mean() / weights.sum(), weights
+
+    def framed(self, outer: Tensor | None) -> Frame:
+        """The directions in which structures are compared, from moments (O, O) of the outputs :attr:`about` their mean;
+        None: all of them."""
+        if outer is None:
+            return Frame.whole(self.metric)
+        mean, weights = self.about
+        return Frame.of(self.metric, mean, outer / (self.profile.images * weights.sum()), _most_ranks(self.conv))
+
+    def empty(self, frame: Frame, paired: bool = True, width: int | None = None) -> Moments:
+        """Moments of each cell, wanted values in that frame; ``paired`` and ``width`` as for ``Moments.empty``."""
+        labels = self.cells.of_positions(self.weights.device)
+        return Moments.empty(labels, self.cells.means(self.profile) @ frame.into.T, paired, width)
+
+    def mean_of(self, cells: Sequence[int]) -> Tensor:
+        """(O,) of the outputs in some cells."""
+        cells = list(cells)
+        shares = (torch.tensor(self.cells.sizes()).to(self.weights) * self.weights)[cells]
+        return shares @ self.cells.means(self.profile)[cells] / shares.sum()
 
     def split_cells(self, moments: SplitMoments, config: Config) -> list[list[RegionMoments]]:
         """Moments of each cell, of two halves of the samples; both of all where ranks keep energy, or a half has none
@@ -89,11 +127,6 @@ class LayerStats:
         parts = [moments.region(cell) for cell in range(self.cells.count)]
         return [p._replace(count=p.count * weight) for p, weight in zip(parts, self.weights.tolist(), strict=True)]
 
-    def behind(self) -> SplitMoments:
-        """Empty moments of two halves of the samples, cell by cell, of pairs of values in the layer's frame."""
-        shift = self.moments.target_shift @ self.frame.into.T
-        return SplitMoments(tuple(Moments.empty(self.moments.labels, shift, paired=True) for _ in range(2)))
-
 
 def look(
     model: nn.Module,
@@ -103,24 +136,57 @@ def look(
     config: Config,
 ) -> tuple[dict[str, LayerStats], list[str]]:
     """Statistics of every profiled layer, in the order in which they run; and warnings."""
-    watched = {name: layers[name] for name in profiles}
-    cells = {
-        name: regions.split(profile, config.region_method, config.regions, config.seed)
-        for name, profile in profiles.items()
-    }
+    convs, inputs, outers = {name: layers[name] for name in profiles}, {}, {}
+    seen, warnings = _sensitivities(model, calibration, convs, profiles, config)
+    begun = {name: LayerStats.begun(name, convs[name], p, seen.get(name), config) for name, p in profiles.items()}
+    if config.searches:
+        about = {name: layer.about for name, layer in begun.items()}
+        inputs, outers = calibrate.second_moments(model, calibration, convs, about)
+    frames = {name: layer.framed(outers.get(name)) for name, layer in begun.items()}
     moments = {
-        name: SplitMoments(tuple(calibrate.empty_moments(profile, cells[name], False) for _ in range(2)))
-        for name, profile in profiles.items()
+        name: SplitMoments(tuple(layer.empty(frames[name], paired=False) for _ in range(2)))
+        for name, layer in begun.items()
     }
-    inputs = calibrate.moments(model, calibration, watched, moments)
-    metrics, warnings = {name: sensitivity.plain(layer, cells[name]) for name, layer in watched.items()}, []
-    if config.sensitivity and config.factorization == "activation" and config.budget.energy is None:
-        try:
-            metrics = sensitivity.measure(model, calibration, watched, cells)
-        except sensitivity.NotDifferentiable as error:
-            warnings.append(f"sensitivity: {error}, so that all errors count the same")
+    calibrate.moments(model, calibration, convs, moments, {name: frame.into for name, frame in frames.items()})
     stats = {
-        name: LayerStats(name, layers[name], profile, cells[name], moments[name], *metrics[name], inputs[name])
-        for name, profile in profiles.items()
+        name: replace(layer, frame=frames[name], moments=moments[name], inputs=inputs.get(name))
+        for name, layer in begun.items()
     }
     return stats, warnings
+
+
+def _sensitivities(
+    model: nn.Module,
+    calibration: Calibration,
+    layers: Mapping[str, nn.Conv2d],
+    profiles: Mapping[str, Profile],
+    config: Config,
+) -> tuple[dict[str, Sensitivity], list[str]]:
+    """None where they do not count or cannot be measured; warnings."""
+    if not config.sensitivity or config.factorization != "activation" or config.budget.energy is not None:
+        return {}, []
+    positions = {name: len(profile.total) for name, profile in profiles.items()}
+    try:
+        return sensitivity.measure(model, calibration, layers, positions), []
+    except sensitivity.NotDifferentiable as error:
+        return {}, [f"sensitivity: {error}, so that all errors count the same"]
+
+
+def _most_ranks(conv: nn.Conv2d) -> int:
+    """That can pay."""
+    outputs, patch = conv.out_channels, conv.weight[0].numel()
+    return max(min(outputs, patch, -(-outputs * patch // (outputs + patch))), 1)
+
+
+def _most_cells(conv: nn.Conv2d, profile: Profile, config: Config) -> int:
+    """As many as the samples carry, where they are not given."""
+    samples = profile.images * len(profile.total)
+    return min(config.regions, max(samples // (SAMPLES * _most_ranks(conv)), 1)) if config.searches else config.regions
+
+
+def _weights(energy: Tensor, cells: RegionMap) -> Tensor:
+    """(cells,) of a position of each cell, 1 on average, from the energy (P,) of gradients."""
+    sizes = torch.tensor(cells.sizes()).to(energy)
+    of_cells = energy.new_zeros(cells.count).index_add_(0, cells.of_positions(energy.device), energy)
+    weights = (of_cells / sizes).clamp_min(WEIGHT_FLOOR * energy.mean())
+    return weights * sizes.sum() / (weights * sizes).sum()

@@ -45,7 +45,7 @@ def counts(stats: LayerStats, config: Config) -> list[int]:
 
 def structures(stats: LayerStats, config: Config, several: Sequence[int], clustered: bool) -> list[Structure]:
     """With these numbers of regions, without squeeze; ``clustered`` where clusters are worth a look."""
-    everything, _ = stats.everything
+    everything = stats.channels
     second_stage = stats.conv.out_channels / (stats.conv.weight[0].numel() + stats.conv.out_channels)
     most = config.clusters if clustered and second_stage >= CLUSTERS_PAY else 1
     found = []
@@ -55,7 +55,9 @@ def structures(stats: LayerStats, config: Config, several: Sequence[int], cluste
             split = ((everything,),) * merged.count
             if number > 1:
                 parts = union(stats.cell_moments(stats.moments.total()), members)
-                split = tuple(clusters.split(part.covariance, number, config.seed) for part in parts)
+                split = tuple(
+                    clusters.split(stats.frame.outputs(part).covariance, number, config.seed) for part in parts
+                )
             found.append(Structure(merged, members, split, False))
         if config.sharing and config.searches and merged.count > 1:
             found.append(Structure(merged, members, ((everything,),) * merged.count, True))

@@ -40,7 +40,7 @@ def structured(plan, **options):
 
     stats = plan.layers["2"].stats
     several = structure.structures(stats, hscc.Config(hscc.flops(6), regions=4, **options), [4], True)
-    own = squeeze.candidates(stats.conv, stats.inputs, stats.everything[1].root)[-1]
+    own = squeeze.candidates(stats.conv, stats.inputs, stats.metric.root)[-1]
     found = replace(several[-1], squeeze=own)
     count = sum(map(len, found.clusters))
     choice = plan.layers["2"].choice._replace(ranks=(5,) * count, pool=8 if found.shared else None)
@@ -59,7 +59,7 @@ def fit(case, layer, rectifier=None):
 def missed(case, module: nn.Module, relu: bool) -> float:
     """Squared error of the second layer in its metric."""
     model, student, data, plan = case
-    root = plan.layers["2"].stats.everything[1].root.float()
+    root = plan.layers["2"].stats.metric.root.float()
     total = 0.0
     for x in data:
         got, wanted = module(student[:2](x)), model[:3](x)
@@ -118,7 +118,7 @@ def on_outputs(layer) -> Values:
     squeeze = layer.structure.squeeze
     conv = squeeze.conv
     basis = Basis.outputs(weight_rows(conv).double(), dense_bias(conv).double())
-    return Values(conv, squeeze.layer(), basis, False)
+    return Values(conv, squeeze.layer(), basis, False, layer.stats.frame.into.float()[..., None, None])
 
 
 def test_a_dense_cluster_is_fitted_to_its_inputs(case) -> None:

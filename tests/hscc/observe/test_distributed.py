@@ -14,6 +14,7 @@ import hscc
 import pytest
 import torch
 from hscc.maths import regions
+from hscc.maths.moments import Moments
 from hscc.nn.surgery import Student
 from hscc.observe import calibrate, sensitivity
 from hscc.observe.data import Calibration
@@ -46,16 +47,21 @@ def moments(model: Net, data: list[Tensor], count: int = 4) -> dict:
     """Profiles, moments in so many regions, and moments of a disturbed model against this one."""
     layers = dict(model.named_children())
     profiles = calibrate.profile(model, Calibration.of(model, data), layers)
-    empty = {name: calibrate.empty_moments(p, regions.split(p, "grid", count, 0)) for name, p in profiles.items()}
+    cells = {name: regions.split(p, "grid", count, 0) for name, p in profiles.items()}
+    begin = {name: (cells[name].of_positions("cpu"), cells[name].means(p)) for name, p in profiles.items()}
+    empty = {name: Moments.empty(*given) for name, given in begin.items()}
     student = Student(model, {"first": ("first",)})
     student.replace("first", copy.deepcopy(model.first))
     student.modules["first"].weight.data *= 1.1
-    pair = calibrate.empty_moments(profiles["second"], regions.split(profiles["second"], "grid", count, 0), width=16)
+    pair = Moments.empty(*begin["second"], width=16)
     with Pairs(student, Calibration.of(model, data), {"second": model.second}, 2**30) as pairs:
         pairs.visit("second", 1, lambda x, y: pair.add(x[..., 1:-1, 1:-1], y))
     calibrate.sum_({"second": pair})
-    inputs = calibrate.moments(model, Calibration.of(model, data), layers, empty)
-    return {"profiles": profiles, "moments": {**empty, "pair": pair}, "inputs": inputs}
+    about = {name: (p.mean().mean(0), torch.ones(len(p.total))) for name, p in profiles.items()}
+    inputs, outers = calibrate.second_moments(model, Calibration.of(model, data), layers, about)
+    into = {name: torch.eye(layer.out_channels) for name, layer in layers.items()}
+    calibrate.moments(model, Calibration.of(model, data), layers, empty, into)
+    return {"profiles": profiles, "moments": {**empty, "pair": pair}, "inputs": inputs, "outers": outers}
 
 
 def compressed(data: list[Tensor], **options) -> Net:
@@ -92,8 +98,8 @@ def work(folder: Path, rank: int) -> None:
         "regions": message(moments, model, part, 2 + rank),
     }
     layers = {"second": model.second}
-    cells = {"second": regions.RegionMap(torch.zeros(8, 8, dtype=torch.long), 1)}
-    noise = [sensitivity.measure(model, Calibration.of(model, data[:1]), layers, cells)["second"][0] for _ in range(2)]
+    one = Calibration.of(model, data[:1])
+    noise = [sensitivity.measure(model, one, layers, {"second": 100})["second"].gram for _ in range(2)]
     weights, same = compressed(part).state_dict(), outputs(compressed(part, sensitivity=False))
     result = {"messages": messages, "noise": noise, "weights": weights, "outputs": same, **moments(model, part)}
     torch.save(result, folder / f"{rank}.pt")
@@ -122,6 +128,7 @@ def sums(found: dict) -> dict[str, Tensor]:
     """All that is added up."""
     both = {f"{n} {part}": getattr(p, part) for n, p in found["profiles"].items() for part in ("total", "square")}
     both |= {f"{name} inputs": seen.outer for name, seen in found["inputs"].items()}
+    both |= {f"{name} outer": outer for name, outer in found["outers"].items()}
     return both | {f"{name} {i}": t for name, m in found["moments"].items() for i, t in enumerate(m.sums)}
 
 
@@ -154,8 +161,8 @@ def test_compression_is_that_of_all_the_data(ranks) -> None:
 def test_each_rank_has_noise_of_its_own(ranks) -> None:
     """The same images on both ranks would count twice with the same noise; a second look gives the same."""
     model, data = case()
-    cells = {"second": regions.RegionMap(torch.zeros(8, 8, dtype=torch.long), 1)}
-    alone = sensitivity.measure(model, Calibration.of(model, data[:1]), {"second": model.second}, cells)["second"][0]
+    batch = Calibration.of(model, data[:1])
+    alone = sensitivity.measure(model, batch, {"second": model.second}, {"second": 100})["second"].gram
     (one, again), (other, _) = (found["noise"] for found in ranks)
     assert torch.equal(one, again)
     assert torch.equal(one, other)

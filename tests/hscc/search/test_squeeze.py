@@ -11,7 +11,7 @@ import torch
 from hscc import HSCConv2d, Projection, SqueezedConv2d
 from hscc.maths import factors
 from hscc.maths.factors import Metric
-from hscc.maths.moments import Inputs, RegionMoments
+from hscc.maths.moments import Outer, RegionMoments
 from hscc.search import squeeze
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hscc_kernels import _extension
 
 
-def inputs_of(x: torch.Tensor) -> Inputs:
-    inputs = Inputs.empty(x.shape[1], x.device)
+def inputs_of(x: torch.Tensor) -> Outer:
+    inputs = Outer.empty(x.shape[1], x.device)
     for part in x.split(3):
         inputs.add(part)
     return inputs
@@ -53,7 +53,7 @@ def test_inputs_with_one_direction_need_one_channel(options: dict) -> None:
 def test_a_squeeze_of_a_pointwise_layer_is_the_best_of_its_width() -> None:
     conv = nn.Conv2d(32, 40, 1, bias=False).double()
     x = (torch.randn(9, 32, 7, 5) * torch.linspace(2, 0.1, 32).view(1, -1, 1, 1)).double()
-    root = Metric.of(torch.diag(torch.linspace(0.1, 4, 40)).double(), torch.arange(40)).root
+    root = Metric.of(torch.diag(torch.linspace(0.1, 4, 40)).double()).root
     wanted = root @ conv(x).transpose(0, 1).flatten(1)
     found = squeezes_of(conv, x, root)
     assert [len(s.projection) for s in found] == [2, 4, 8, 16]
