@@ -31,9 +31,11 @@ class Profile:
 
     def add(self, y: Tensor) -> None:
         """y: (N, O, Ho, Wo)."""
-        rows = y.flatten(2).transpose(1, 2).double()  # [N, P, O]
-        self.total += rows.sum(0)
-        self.square += (rows * rows).sum(0)
+        y = y.to(torch.promote_types(y.dtype, torch.float32))
+        mean = y.mean(0)  # about it float32 is enough
+        square = (y - mean).square_().sum(0).double() / len(y) + mean.double().square()
+        self.total += len(y) * mean.double().flatten(1).T
+        self.square += len(y) * square.flatten(1).T
         self.images += y.shape[0]
 
     def merge(self, other: Profile) -> None:

@@ -57,7 +57,7 @@ def _kmeans(profile: Profile, count: int, seed: int) -> Tensor:
     """k-means on each position's mean and spread, channel by channel."""
     from sklearn.cluster import KMeans
 
-    features = torch.cat([profile.mean(), profile.std()], dim=1).cpu()  # [P, 2 O]
+    features = torch.cat([profile.mean(), profile.std()], dim=1).float().cpu()  # [P, 2 O]
     distinct = len(features.unique(dim=0))
     model = KMeans(min(count, distinct), n_init=4, random_state=seed)
     return torch.from_numpy(model.fit_predict(features.numpy())).long().view(profile.size)

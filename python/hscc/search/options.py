@@ -66,7 +66,7 @@ def find(
     small = SMALL * total(layer.dense for layer in stats.values()).flops / config.budget.furthest
     squeezes: dict[str, list[Squeeze]] = {
         name: squeeze.candidates(layer.conv, layer.inputs, layer.metric.root)
-        if config.squeeze and layer.dense.flops >= small
+        if config.squeeze and layer.dense.flops >= small and squeeze.pays(layer.conv)
         else []
         for name, layer in stats.items()
     }

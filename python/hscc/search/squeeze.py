@@ -42,6 +42,11 @@ class Squeeze:
         return nn.Sequential(self.layer(), self.conv)
 
 
+def pays(conv: nn.Conv2d) -> bool:
+    """Whether it can: rows of one tap each cost no less behind a projection to as many channels as there are rows."""
+    return conv.weight[0, 0].numel() > 1
+
+
 def candidates(conv: nn.Conv2d, inputs: Outer, root: Tensor) -> list[Squeeze]:
     """The projections that a layer may have, fewest channels first; derivation in ``docs/math.md``.
 
