@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from . import progress
 from .baselines import plan as baselines
 from .baselines.chain import Chain
 from .config import Config
@@ -25,6 +26,9 @@ from .search.latency import Machine
 from .search.plan import LayerPlan
 
 FEW_IMAGES = 64
+PLAN = {"profile": 2, "sensitivity": 4, "cells": 2, "second moments": 2, "directions": 1, "moments": 2}
+PLAN |= {"projections": 1, "squeezes": 6, "structures": 12}
+FIT = {"fit": 12, "last layer": 2}  # shares of the time, roughly
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class CompressionPlan:
     warnings: tuple[str, ...] = ()
     machine: Machine | None = None
     forward: Callable[[nn.Module, Any], Any] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def reads(self) -> bool:
@@ -59,7 +64,13 @@ class CompressionPlan:
             for name, cost in self.others.items()
         ]
         named = tuple(replace(r, shared_with=self.targets.names[r.name][1:]) for r in rows + untouched)
-        report = Report(named, (*self.warnings, *warnings), self.machine and self.machine.error, tuple(refitted))
+        report = Report(
+            named,
+            (*self.warnings, *warnings),
+            self.machine and self.machine.error,
+            tuple(refitted),
+            seconds=dict(self.seconds),
+        )
         if report.bytes <= report.dense_bytes:
             return report
         size = f"convolutions take {report.bytes / 1e6:.2f} MB, dense ones {report.dense_bytes / 1e6:.2f} MB"
@@ -85,7 +96,7 @@ def compress_(
             ``forward`` takes); or one tensor (N, C, H, W).
         config: what to do and how far.
         forward: called as ``forward(model, batch)`` for batches of any other kind.
-        show_progress: bars on standard error.
+        show_progress: a bar for all of it, with the time left, on standard error.
 
     Returns:
         The report; the model is changed only when all has gone well.
@@ -93,8 +104,9 @@ def compress_(
     Raises:
         TypeError, ValueError: for what cannot be used, with got and expected.
     """
-    planned = plan(model, calibration, config, forward=forward, show_progress=show_progress)
-    return apply_(model, planned, calibration, show_progress)
+    with progress.job(PLAN | FIT, show_progress):
+        planned = plan(model, calibration, config, forward=forward, show_progress=show_progress)
+        return apply_(model, planned, calibration, show_progress)
 
 
 @torch.inference_mode(False)  # what is made here may be needed for gradients
@@ -107,6 +119,13 @@ def plan(
     show_progress: bool = False,
 ) -> CompressionPlan:
     """Chooses regions, clusters and ranks of every layer; arguments as for :func:`compress_`."""
+    with progress.job(PLAN, show_progress) as job:
+        return replace(_plan(model, calibration, config, forward, show_progress), seconds=job.seconds)
+
+
+def _plan(
+    model: nn.Module, calibration: Iterable, config: Config, forward: Callable | None, show_progress: bool
+) -> CompressionPlan:
     if not isinstance(config, Config):
         raise TypeError(f"config: got {type(config).__name__}, expected hscc.Config")
     model, config = surgery.unwrapped(model), config.resolved
@@ -135,6 +154,8 @@ def plan(
         {name: [option for _, option in several] for name, several in found.items()}, dense, limit, config.budget
     )
     layers = {name: LayerPlan(looked[name], found[name][index][0], choice) for name, (index, choice) in chosen.items()}
+    if config.sequential:
+        layers = {name: replace(layer, stats=layer.stats.lean()) for name, layer in layers.items()}
     images = max(layer.profile.images // layer.profile.calls for layer in looked.values())
     if images < FEW_IMAGES:
         warnings.append(
@@ -155,6 +176,12 @@ def apply_(
     The data are needed once more by sequential reconstruction, squeezed layers, Tucker-2 and spatial SVD. Where they
     are given, a pass of the first batch checks that every new layer is called before the model is changed.
     """
+    with progress.job(FIT, show_progress) as job:
+        report = _applied(model, plan, calibration, show_progress)
+        return replace(report, seconds={**plan.seconds, **job.seconds})
+
+
+def _applied(model: nn.Module, plan: CompressionPlan, calibration: Iterable | None, show_progress: bool) -> Report:
     if plan.reads and calibration is None:
         wanted = "the data for sequential reconstruction, squeezed layers and baselines"
         raise ValueError(f"calibration: got None, expected {wanted}")

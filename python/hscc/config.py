@@ -68,6 +68,7 @@ _CHOICES = {
     "factorization": ("activation", "weight"),
     "region_method": ("kmeans", "grid", "none"),
     "reconstruction": ("sequential", "independent"),
+    "effort": ("quick", "normal", "thorough"),
 }
 _PLAIN = {
     "region_method": "none",
@@ -101,6 +102,11 @@ class Config:
         squeeze: let layers project their input channels to fewer where that is cheaper; part of the search.
         sensitivity: weigh errors by how much they move the network's output; needs a differentiable model. Energy
             budgets and "weight" factors do not use it.
+        effort: of the search. "quick": at most 4 regions, no clusters or squeezes; "normal": what wins in one region is
+            looked at in several; "thorough": all of it is.
+        memory: bytes that statistics and held passes may take, beside a forward and a backward pass of one batch; by
+            default 4 GiB, or half of what the machine has available where that is less. Less makes the work longer; too
+            little is told at once.
         rank_multiple: ranks are multiples of this.
         ridge: shrinkage of the sequential fit, relative to the mean variance.
         faster_only: leave layers dense that would not get faster on this machine, which is measured for that once
@@ -121,6 +127,8 @@ class Config:
     sharing: bool = True
     squeeze: bool = True
     sensitivity: bool = True
+    effort: str = "normal"
+    memory: int | None = None
     rank_multiple: int = 1
     ridge: float = 1e-3
     faster_only: bool = False
@@ -141,6 +149,8 @@ class Config:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
+        if self.memory is not None and not (isinstance(self.memory, int) and self.memory >= 1):
+            raise ValueError(f"memory: got {self.memory!r}, expected a number of bytes, such as 4 * 2**30")
         if self.timed and self.method in ("tucker2", "spatial_svd"):
             raise ValueError(f"method: got {self.method!r}, whose time is not known, expected 'hscc' or 'svd'")
         if not self.ridge >= 0:
@@ -148,8 +158,12 @@ class Config:
 
     @property
     def resolved(self) -> Config:
-        """With what the method implies: "svd" is ours without all that makes it ours."""
-        return replace(self, **_PLAIN) if self.method == "svd" else self
+        """With what method and effort imply: "svd" is ours without all that makes it ours."""
+        if self.method == "svd":
+            return replace(self, **_PLAIN)
+        if self.effort == "quick" and self.searches:
+            return replace(self, regions=min(self.regions, 4), clusters=1, squeeze=False)
+        return self
 
     @property
     def searches(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Report:
 
     ``latency_error`` is the median relative error of the predicted times, on layer shapes that they were not made from;
     ``measured_speedup`` is what came, all convolutions timed dense and compressed in turn, once the model was finished.
-    ``refitted`` names the parameters of other layers that changed with the convolutions.
+    ``refitted`` names the parameters of other layers that changed with the convolutions. ``seconds`` are those of each
+    stage of the work.
     """
 
     layers: tuple[LayerReport, ...]
@@ -50,6 +52,7 @@ class Report:
     latency_error: float | None = None
     refitted: tuple[str, ...] = ()
     measured_speedup: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -129,7 +132,8 @@ class Report:
             for layer in data["layers"]
         )
         refitted, measured = tuple(data.get("refitted", ())), data.get("measured_speedup")
-        return cls(layers, tuple(data["warnings"]), data.get("latency_error"), refitted, measured)
+        warnings, seconds = tuple(data["warnings"]), data.get("seconds", {})
+        return cls(layers, warnings, data.get("latency_error"), refitted, measured, seconds)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -169,6 +173,10 @@ class Report:
             console.print(f"convolutions: {size}{speed}", markup=False, highlight=False)
             if self.refitted:
                 console.print(f"refitted to them: {', '.join(self.refitted)}", markup=False, highlight=False)
+            if self.seconds:
+                longest = sorted(self.seconds.items(), key=lambda stage: -stage[1])
+                told = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in longest if seconds >= 0.05)
+                console.print(f"took {sum(self.seconds.values()):.1f} s: {told}", markup=False, highlight=False)
             for warning in self.warnings:
                 console.print(f"warning: {warning}", markup=False, highlight=False)
         return capture.get()

@@ -173,6 +173,38 @@ def test_an_interrupted_run_changes_nothing(net, data, monkeypatch) -> None:
     assert not any(isinstance(m, HSCConv2d) for m in net.modules())
 
 
+def test_with_little_memory_it_takes_longer_and_ends_the_same(net, data) -> None:
+    begun = []
+    models = [copy.deepcopy(net) for _ in range(2)]
+    counts = []
+    for model, memory in zip(models, (None, 1_000_000), strict=True):
+        begun.clear()
+        model.register_forward_pre_hook(lambda *_: begun.append(1))
+        hscc.compress_(model, data, config(5, memory=memory))
+        counts.append(len(begun))
+    assert counts[0] < counts[1]
+    for one, other in zip(*(m.state_dict().values() for m in models), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"memory: got 9.31e-07 GiB, expected at least \S+ GiB"):
+        hscc.compress_(net, data, config(5, memory=1000))
+
+
+def test_more_effort_misses_less(net, data) -> None:
+    plans = {effort: hscc.plan(net, data, config(6, effort=effort)) for effort in ("quick", "normal", "thorough")}
+    errors = {effort: sum(layer.error for layer in plan.layers.values()) for effort, plan in plans.items()}
+    assert errors["thorough"] <= 1.001 * errors["normal"]
+    assert errors["normal"] < errors["quick"]
+    assert not any(layer.structure.squeeze for layer in plans["quick"].layers.values())
+
+
+def test_the_report_says_where_the_time_went(net, data) -> None:
+    report = hscc.compress_(net, data, config(6))
+    assert {"profile", "sensitivity", "structures", "fit", "last layer"} <= set(report.seconds)
+    assert all(seconds > 0 for seconds in report.seconds.values())
+    assert "took " in str(report)
+    assert "fit 0." in str(report)
+
+
 def test_same_seed_same_model(net, data) -> None:
     models = [copy.deepcopy(net) for _ in range(2)]
     for model in models:

@@ -29,6 +29,8 @@ import pytest
         (lambda: hscc.Config(hscc.flops(3), factorization="magic"), ValueError, "factorization: got 'magic', expected"),
         (lambda: hscc.Config(hscc.flops(3), region_method="x"), ValueError, "region_method: got 'x', expected one of"),
         (lambda: hscc.Config(hscc.flops(3), ridge=-1.0), ValueError, "ridge: got -1.0"),
+        (lambda: hscc.Config(hscc.flops(3), effort="all"), ValueError, "effort: got 'all', expected one of"),
+        (lambda: hscc.Config(hscc.flops(3), memory=1.5), ValueError, "memory: got 1.5, expected a number of bytes"),
         (lambda: hscc.Config(hscc.flops(3), speed=11), TypeError, "unexpected keyword argument 'speed'"),
     ],
 )

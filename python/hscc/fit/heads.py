@@ -41,7 +41,7 @@ def refit(student: Student, calibration: Calibration, skip: Sequence[str]) -> He
     sums: list[Tensor] = []
     stays = None
     with evaluation(model):
-        for batch in calibration.batches("fitting the last layer"):
+        for batch in calibration.batches("last layer"):
             dense, ours = _Last(), _Last()
             with watch(layers, dense.see):
                 calibration.forward(model, batch)

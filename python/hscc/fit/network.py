@@ -8,14 +8,12 @@ from torch import nn
 
 from ..config import Config
 from ..nn.surgery import Student
-from ..observe import rectifiers
+from ..observe import memory, rectifiers
 from ..observe.data import Calibration
 from ..observe.pairs import Pairs
 from ..search.plan import LayerPlan
 from . import fitting, heads, reconstruct
 from .heads import Head
-
-HELD = 2**32  # bytes of passes
 
 
 def fit(
@@ -34,8 +32,9 @@ def fit(
     paired = {name: layer for name, layer in factored.items() if config.sequential or layer.structure.squeeze}
     rectified = rectifiers.find(model, calibration, paired) if paired else {}
     once = {name: layer.stats.conv for name, layer in paired.items() if layer.stats.profile.calls == 1}
-    with Pairs(student, calibration, once, HELD) as pairs:
-        for name, layer in factored.items():
+    room = memory.room(config.memory, sum(layer.stats.nbytes for layer in layers.values()), calibration.device)
+    with Pairs(student, calibration, once, room) as pairs:
+        for name, layer in calibration.track(factored.items(), "fit"):
             if name in paired:
                 pairs.put(name, reconstruct.fit(pairs, layer, rectified.get(name), config))
             else:

@@ -58,7 +58,7 @@ def save(
         "_version": _VERSION,
         "layers": layers,
         "shared": shared,
-        "report": None if report is None else report.to_dict(),
+        "report": None if report is None else {**report.to_dict(), "seconds": {}},
     }
     _write(Path(path), to_bytes(tensors, {**(metadata or {}), _KEY: json.dumps(header)}))
 

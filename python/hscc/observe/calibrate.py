@@ -64,7 +64,7 @@ def profile(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.
         calls[name] = calls.get(name, 0) + 1
 
     with evaluation(model), watch(layers, see, check):
-        passes = calibration.run(model, "profiling")
+        passes = calibration.run(model, "profile")
     return _joined(profiles, calls, passes, calibration.device)
 
 
@@ -114,11 +114,11 @@ def visit(
     calibration: Calibration,
     layers: Mapping[str, nn.Module],
     see: Callable[[str, Tensor, Tensor], None],
-    description: str,
+    stage: str,
 ) -> None:
     """One pass that calls ``see`` with the name, the input and the output of each layer, both (N, C, H, W)."""
     with evaluation(model), watch(layers, lambda name, x, y: see(name, images(x), images(y))):
-        calibration.run(model, description)
+        calibration.run(model, stage)
 
 
 def calls(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Module]) -> dict[str, list[Call]]:

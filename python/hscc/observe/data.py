@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -29,7 +29,7 @@ class Calibration:
             or a dict of keywords; or one tensor (N, C, H, W). Each rank of ``torch.distributed`` reads its own.
         device: that the inputs go to.
         seed: of what is drawn at random on the way.
-        show: bars on standard error.
+        show: progress on standard error.
         adapter: called with a model and a batch, for batches of any other kind.
         argument: what messages call the data.
     """
@@ -49,14 +49,16 @@ class Calibration:
         device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         return cls(data, device, seed, show, adapter)
 
-    def batches(self, description: str = "") -> Iterator[Any]:
+    def batches(self, stage: str | None = None) -> Iterator[Any]:
         """Inputs on the device, for :meth:`forward`: tensors, dicts of keywords, or what the adapter takes.
+
+        A stage is one that is tracked.
 
         Raises TypeError for data or a batch of another kind, ValueError where there is no batch.
         """
         data = self._readable()
         empty = True
-        for batch in self.track(data, description):
+        for batch in data if stage is None else self.track(data, stage):
             empty = False
             if self.adapter is not None:
                 yield here(batch, self.device)
@@ -73,7 +75,7 @@ class Calibration:
 
     def first(self) -> Any:
         """The first batch, for what does not depend on the images."""
-        return next(replace(self, show=False).batches())
+        return next(self.batches())
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
         """What the model makes of one of the :meth:`batches`; of a dict it gets the keywords that it takes."""
@@ -92,17 +94,17 @@ class Calibration:
             ) from None
         return model(*args, **kwargs)
 
-    def run(self, model: nn.Module, description: str) -> int:
+    def run(self, model: nn.Module, stage: str) -> int:
         """One pass; the number of batches on this rank."""
         count = 0
-        for batch in self.batches(description):
+        for batch in self.batches(stage):
             self.forward(model, batch)
             count += 1
         return count
 
-    def track(self, items: Iterable[T], description: str) -> Iterator[T]:
-        """The items, with a bar where they are shown."""
-        return track(items, description, self.show)
+    def track(self, items: Iterable[T], stage: str, of: int | None = None) -> Iterator[T]:
+        """The items; see :func:`hscc.progress.track`."""
+        return track(items, stage, self.show, of)
 
     def generator(self) -> torch.Generator:
         """Random numbers of this rank."""

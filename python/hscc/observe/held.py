@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ class Pass(greenlet):
     tensor: Tensor | None = None
     result: Any = None
     given_up: bool = False
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        super().__init__(run)
+        self.gr_context = copy_context()
 
     def go_on(self) -> None:
         """To the next layer that holds it, or to the end."""

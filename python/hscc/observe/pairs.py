@@ -69,14 +69,14 @@ class Pairs:
             with self.student.swapped(self.gates) if held else nullcontext():
                 for one in held:
                     self._advance(one.student, name)
-            for one in self.calibration.track(held, f"fitting {name}"):
+            for one in held:
                 self._advance(one.dense, name)
                 if one.dense.at == one.student.at == name:
                     see(images(one.student.tensor), images(one.dense.tensor))
                 else:
                     self._anew(one.batch, name, calls, see)
             if not (held and self.all_held):
-                for batch in islice(self.calibration.batches(f"fitting {name}"), len(held), None):
+                for batch in islice(self.calibration.batches(), len(held), None):
                     self._anew(batch, name, calls, see)
         self.visited.add(name)
 

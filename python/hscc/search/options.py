@@ -12,9 +12,11 @@ from torch import nn
 
 from ..config import Config
 from ..maths import factors, frame
+from ..maths.factors import floored
 from ..maths.frame import Directions, Seen
 from ..maths.moments import SplitMoments
 from ..nn.conv2d import dense_bias, weight_rows
+from ..observe import memory
 from ..observe.data import Calibration
 from . import squeeze
 from .cost import Cost, total
@@ -63,16 +65,18 @@ def find(
         for name, layer in calibration.track(list(stats.items()), "structures"):
             found[name] = options(layer, structures(layer, config, counts(layer, config), True), config)
         return found
-    small = SMALL * total(layer.dense for layer in stats.values()).flops / config.budget.furthest
+    share = 0 if config.effort == "thorough" else SMALL
+    small = share * total(layer.dense for layer in stats.values()).flops / config.budget.furthest
     squeezes: dict[str, list[Squeeze]] = {
-        name: squeeze.candidates(layer.conv, layer.inputs, layer.metric.root)
+        name: squeeze.candidates(layer.conv, layer.inputs, floored(layer.gram))
         if config.squeeze and layer.dense.flops >= small and squeeze.pays(layer.conv)
         else []
-        for name, layer in stats.items()
+        for name, layer in calibration.track(stats.items(), "projections")
     }
-    for group in squeeze.groups(squeezes, stats):
+    held = sum(layer.nbytes for layer in stats.values())
+    for group in squeeze.groups(squeezes, stats, memory.room(config.memory, held, calibration.device) // 2):
         behind = squeeze.moments(model, calibration, {name: stats[name] for name in group}, squeezes)
-        for name in calibration.track(group, "structures"):
+        for name in calibration.track(group, "structures", of=len(stats)):
             layer = stats[name]
             plain, pairs = Evidence.of(layer, config), zip(squeezes[name], behind[name], strict=True)
             ways = [(None, plain), *((own, plain.behind(layer, config, sums)) for own, sums in pairs)]
@@ -97,11 +101,12 @@ def _of_layer(
     one, *more = counts(layer, config)
     found = [option for index in range(len(ways)) for option in those(index, [one], None)]
     if more and not small:
-        won = _wins(layer, found)
+        wins = _wins if config.effort != "thorough" else (lambda layer, found: [option[:2] for option in found])
+        won = wins(layer, found)
         for index in sorted({index for index, _ in won}):
             found += those(index, more, False)
         if any(structure.clustered for _, structure in won):
-            several = {structure.regions.count for _, structure in _wins(layer, found)} - {1}
+            several = {structure.regions.count for _, structure in wins(layer, found)} - {1}
             found += those(0, sorted(several), True)
     return [option for _, *option in found]
 

@@ -21,7 +21,6 @@ from .work import Work
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)  # of the input channels
 MULTIPLE = 8  # channels a kernel likes to read together
 LOSSLESS = 1e-7  # of the energy: a direction below it does not exist
-MEMORY = 2**30  # bytes of moments at a time
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,16 @@ def pays(conv: nn.Conv2d) -> bool:
     return conv.weight[0, 0].numel() > 1
 
 
-def candidates(conv: nn.Conv2d, inputs: Outer, root: Tensor) -> list[Squeeze]:
+def candidates(conv: nn.Conv2d, inputs: Outer, metric: Tensor) -> list[Squeeze]:
     """The projections that a layer may have, fewest channels first; derivation in ``docs/math.md``.
 
     Args:
-        root: (O, O) of the metric of its outputs.
+        metric: (O, O) of squares of errors of its outputs.
     """
     dtype = torch.promote_types(conv.weight.dtype, torch.float32)  # rounding chooses other projections, not worse ones
     weight = conv.weight.detach().to(dtype)
-    through = (root.to(dtype) @ weight.flatten(1)).view_as(weight).transpose(0, 1).flatten(1)  # [C, O taps]
-    values, vectors = torch.linalg.eigh((through @ through.T).double())
+    weighted = (metric.to(dtype) @ weight.flatten(1)).view_as(weight)
+    values, vectors = torch.linalg.eigh(torch.einsum("ocij,odij->cd", weight, weighted).double())
     values = values.clamp_min(1e-9 * values[-1].clamp_min(1e-30))
     there, back = (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
     energy, u = torch.linalg.eigh(there @ inputs.outer @ there)
@@ -74,12 +73,14 @@ def candidates(conv: nn.Conv2d, inputs: Outer, root: Tensor) -> list[Squeeze]:
     return found
 
 
-def groups(squeezes: Mapping[str, Sequence[Squeeze]], stats: Mapping[str, LayerStats]) -> Iterator[list[str]]:
-    """Layers whose moments are gathered in one pass over the data."""
+def groups(
+    squeezes: Mapping[str, Sequence[Squeeze]], stats: Mapping[str, LayerStats], memory: int
+) -> Iterator[list[str]]:
+    """Layers whose moments, of so many bytes, are gathered in one pass over the data."""
     group, size = [], 0
     for name, several in squeezes.items():
-        needed = 4 * 8 * len(several) * stats[name].cells.count * len(stats[name].frame.into) ** 2
-        if group and size + needed > MEMORY:
+        needed = 4 * 4 * len(several) * stats[name].cells.count * len(stats[name].frame.into) ** 2
+        if group and size + needed > memory:
             yield group
             group, size = [], 0
         group.append(name)
@@ -99,7 +100,7 @@ def moments(
     Both in the layer's frame.
     """
     found = {
-        name: [SplitMoments(tuple(layer.empty(layer.frame) for _ in range(2))) for _ in squeezes[name]]
+        name: [SplitMoments(tuple(layer.empty(layer.frame).single() for _ in range(2))) for _ in squeezes[name]]
         for name, layer in stats.items()
     }
     modules = {name: [squeeze.module() for squeeze in squeezes[name]] for name in stats}

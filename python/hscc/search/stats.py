@@ -18,7 +18,7 @@ from ..maths.factors import Metric, floored
 from ..maths.frame import Frame
 from ..maths.moments import Moments, Outer, Profile, RegionMoments, SplitMoments
 from ..maths.regions import RegionMap
-from ..observe import calibrate, sensitivity
+from ..observe import calibrate, memory, sensitivity
 from ..observe.data import Calibration
 from ..observe.sensitivity import Sensitivity
 from .cost import Cost
@@ -33,8 +33,8 @@ SAMPLES = 2  # of a cell, for each direction that can pay: with fewer its moment
 class LayerStats:
     """All that calibration says of a layer: gram (O, O) sensitivity, weights (cells,) of a position of each cell.
 
-    ``metric`` is that of all channels. ``moments`` are in the coordinates of ``frame``; ``inputs`` are there for a
-    search. Where the machine's speed counts, it is ``machine``, and ``dense_seconds`` what the dense layer takes on it.
+    ``moments`` are in the coordinates of ``frame``; ``inputs`` are there for a search. Where the machine's speed
+    counts, it is ``machine``, and ``dense_seconds`` what the dense layer takes on it.
     """
 
     name: str
@@ -42,7 +42,6 @@ class LayerStats:
     profile: Profile
     cells: RegionMap
     gram: Tensor
-    metric: Metric
     weights: Tensor
     frame: Frame | None = None
     moments: SplitMoments | None = None
@@ -59,7 +58,7 @@ class LayerStats:
         gram, weights = torch.eye(conv.out_channels).to(profile.total), torch.ones(cells.count).to(profile.total)
         if seen is not None and seen.energy.any():
             gram, weights = seen.gram, _weights(seen.energy, cells)
-        return cls(name, conv, profile, cells, gram, Metric.of(gram), weights)
+        return cls(name, conv, profile, cells, gram, weights)
 
     @property
     def positions(self) -> int:
@@ -78,13 +77,22 @@ class LayerStats:
             self.profile.calls * self.machine.seconds(work) if self.machine else 0,
         )
 
+    def lean(self) -> LayerStats:
+        """Without what a fit does not need that reads the data again."""
+        return replace(self, moments=None, inputs=None)
+
+    @property
+    def nbytes(self) -> int:
+        """Of its tensors, roughly."""
+        return _bytes(self.conv, self.cells.count if self.moments else 0, len(self.frame.into))
+
     @property
     def channels(self) -> Tensor:
         """All of them (O,)."""
         return torch.arange(self.conv.out_channels, device=self.gram.device)
 
     def metric_of(self, channels: Tensor) -> Metric:
-        return self.metric if len(channels) == len(self.gram) else Metric.of(self.gram[channels][:, channels])
+        return Metric.of(self.gram[channels][:, channels])
 
     def inside(self, channels: Tensor) -> Tensor:
         """(m, m) float32: the metric of some channels in the coordinates of the frame."""
@@ -100,10 +108,11 @@ class LayerStats:
     def framed(self, outer: Tensor | None) -> Frame:
         """The directions in which structures are compared, from moments (O, O) of the outputs :attr:`about` their mean;
         None: all of them."""
+        metric = Metric.of(self.gram)
         if outer is None:
-            return Frame.whole(self.metric)
+            return Frame.whole(metric)
         mean, weights = self.about
-        return Frame.of(self.metric, mean, outer / (self.profile.images * weights.sum()), _most_ranks(self.conv))
+        return Frame.of(metric, mean, outer / (self.profile.images * weights.sum()), _most_ranks(self.conv))
 
     def empty(self, frame: Frame, paired: bool = True, width: int | None = None) -> Moments:
         """Moments of each cell, wanted values in that frame; ``paired`` and ``width`` as for ``Moments.empty``."""
@@ -137,12 +146,16 @@ def look(
 ) -> tuple[dict[str, LayerStats], list[str]]:
     """Statistics of every profiled layer, in the order in which they run; and warnings."""
     convs, inputs, outers = {name: layers[name] for name in profiles}, {}, {}
+    _check_memory(convs, profiles, config, calibration.device)
     seen, warnings = _sensitivities(model, calibration, convs, profiles, config)
-    begun = {name: LayerStats.begun(name, convs[name], p, seen.get(name), config) for name, p in profiles.items()}
+    begun = {
+        name: LayerStats.begun(name, convs[name], profile, seen.get(name), config)
+        for name, profile in calibration.track(profiles.items(), "cells")
+    }
     if config.searches:
         about = {name: layer.about for name, layer in begun.items()}
         inputs, outers = calibrate.second_moments(model, calibration, convs, about)
-    frames = {name: layer.framed(outers.get(name)) for name, layer in begun.items()}
+    frames = {name: layer.framed(outers.get(name)) for name, layer in calibration.track(begun.items(), "directions")}
     moments = {
         name: SplitMoments(tuple(layer.empty(frames[name], paired=False) for _ in range(2)))
         for name, layer in begun.items()
@@ -153,6 +166,27 @@ def look(
         for name, layer in begun.items()
     }
     return stats, warnings
+
+
+def _check_memory(
+    layers: Mapping[str, nn.Conv2d], profiles: Mapping[str, Profile], config: Config, device: torch.device
+) -> None:
+    def frame(conv: nn.Conv2d) -> int:
+        return _most_ranks(conv) if config.searches else conv.out_channels
+
+    needed = sum(_bytes(conv, _most_cells(conv, profiles[name], config), frame(conv)) for name, conv in layers.items())
+    if needed > (there := memory.room(config.memory, 0, device)):
+        raise ValueError(
+            f"memory: got {there / 2**30:.3g} GiB, expected at least {needed / 2**30:.3g} GiB, which the statistics of "
+            f"{len(layers)} layers take in {config.regions} regions; fewer regions take less"
+        )
+
+
+def _bytes(conv: nn.Conv2d, cells: int, directions: int) -> int:
+    """Of gram, moments of outputs and inputs, frame, and of two halves of the moments of cells, where there are any."""
+    outputs, inputs = conv.out_channels, conv.in_channels
+    there = outputs**2 + inputs**2 + 2 * cells * directions**2 if cells else 0
+    return 8 * (outputs**2 + 2 * outputs * directions + there)
 
 
 def _sensitivities(

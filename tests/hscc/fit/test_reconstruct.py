@@ -10,6 +10,7 @@ import pytest
 import torch
 from hscc.fit import reconstruct
 from hscc.fit.reconstruct import Values
+from hscc.maths.factors import Metric, floored
 from hscc.nn.conv2d import patches, weight_rows
 from hscc.nn.surgery import Student
 from hscc.observe import rectifiers
@@ -28,7 +29,7 @@ def case():
     model = nn.Sequential(nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, 24, 3, padding=1), nn.ReLU())
     model += nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(96, 3))
     data = list(images.split(16))
-    plan = hscc.plan(model.eval(), data, hscc.Config(hscc.flops(6), regions=4))
+    plan = hscc.plan(model.eval(), data, hscc.Config(hscc.flops(6), regions=4, reconstruction="independent"))
     student = copy.deepcopy(model)
     student[0].weight.data += 0.02 * torch.randn_like(student[0].weight)
     return model, student, data, plan
@@ -40,7 +41,7 @@ def structured(plan, **options):
 
     stats = plan.layers["2"].stats
     several = structure.structures(stats, hscc.Config(hscc.flops(6), regions=4, **options), [4], True)
-    own = squeeze.candidates(stats.conv, stats.inputs, stats.metric.root)[-1]
+    own = squeeze.candidates(stats.conv, stats.inputs, floored(stats.gram))[-1]
     found = replace(several[-1], squeeze=own)
     count = sum(map(len, found.clusters))
     choice = plan.layers["2"].choice._replace(ranks=(5,) * count, pool=8 if found.shared else None)
@@ -59,7 +60,7 @@ def fit(case, layer, rectifier=None):
 def missed(case, module: nn.Module, relu: bool) -> float:
     """Squared error of the second layer in its metric."""
     model, student, data, plan = case
-    root = plan.layers["2"].stats.metric.root.float()
+    root = Metric.of(plan.layers["2"].stats.gram).root.float()
     total = 0.0
     for x in data:
         got, wanted = module(student[:2](x)), model[:3](x)

@@ -28,8 +28,8 @@ def moments_of(*parts: tuple[torch.Tensor, ...]) -> Moments:
 def test_profile() -> None:
     profile = profile_of(*Y.split(5))
     rows = Y.double().flatten(2).transpose(1, 2)
-    torch.testing.assert_close(profile.mean(), rows.mean(0))
-    torch.testing.assert_close(profile.std(), rows.std(0, correction=0))
+    torch.testing.assert_close(profile.mean(), rows.mean(0), rtol=1e-5, atol=1e-6)  # of float32 batches
+    torch.testing.assert_close(profile.std(), rows.std(0, correction=0), rtol=1e-5, atol=1e-6)
 
 
 def test_profile_merge_is_exact() -> None:

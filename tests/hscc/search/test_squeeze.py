@@ -28,7 +28,7 @@ def inputs_of(x: torch.Tensor) -> Outer:
 
 def squeezes_of(conv: nn.Conv2d, x: torch.Tensor, root: torch.Tensor | None = None) -> list[squeeze.Squeeze]:
     root = torch.eye(conv.out_channels, dtype=torch.float64) if root is None else root
-    return squeeze.candidates(conv, inputs_of(x), root)
+    return squeeze.candidates(conv, inputs_of(x), root.T @ root)
 
 
 def net_on_grey() -> tuple[nn.Sequential, list[torch.Tensor]]:
@@ -81,15 +81,14 @@ def test_held_out_gains_of_a_regression_are_what_it_explains() -> None:
         assert explained.item() == pytest.approx(gains[:rank].sum().item(), rel=1e-6, abs=1e-9)
 
 
-def test_moments_are_gathered_in_passes_that_fit_in_memory(monkeypatch) -> None:
+def test_moments_are_gathered_in_passes_that_fit_in_memory() -> None:
     several = {name: squeezes_of(nn.Conv2d(32, 40, 1), torch.randn(3, 32, 4, 4)) for name in "abc"}
     layer = SimpleNamespace(cells=SimpleNamespace(count=2), frame=SimpleNamespace(into=torch.zeros(30, 40)))
     stats = dict.fromkeys(several, layer)
-    assert list(squeeze.groups(several, stats)) == [["a", "b", "c"]]
-    monkeypatch.setattr(squeeze, "MEMORY", 2 * 4 * (4 * 8 * 2 * 30**2))
-    assert list(squeeze.groups(several, stats)) == [["a", "b"], ["c"]]
-    monkeypatch.setattr(squeeze, "MEMORY", 1)
-    assert list(squeeze.groups(several, stats)) == [["a"], ["b"], ["c"]]
+    one = 4 * (4 * 4 * 2 * 30**2)
+    assert list(squeeze.groups(several, stats, 3 * one)) == [["a", "b", "c"]]
+    assert list(squeeze.groups(several, stats, 2 * one)) == [["a", "b"], ["c"]]
+    assert list(squeeze.groups(several, stats, 1)) == [["a"], ["b"], ["c"]]
 
 
 @pytest.mark.parametrize("reconstruction", ["sequential", "independent"])
