@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from . import distributed
 from .data import Calibration, evaluation, images, watch
@@ -52,16 +53,18 @@ def measure(
     }
     generator, seen = calibration.generator(), []
 
-    def keep(name: str, x: Tensor, y: Tensor) -> Tensor:
-        y = y.requires_grad_() if not y.requires_grad else y
-        seen.append((name, y))
-        return y.clone()  # what follows may work in place
+    def keep(name: str, x: Tensor, y: Tensor) -> Tensor | None:
+        if y.requires_grad:
+            seen.append((name, get_gradient_edge(y)))  # what follows may work in place
+            return None
+        seen.append((name, y.requires_grad_()))
+        return y.clone()
 
     with evaluation(model, gradients=True), watch(layers, keep):
         for batch in calibration.batches("sensitivity"):
             seen.clear()
             projection = _project(calibration.forward(model, batch), generator)
-            gradients = torch.autograd.grad(projection, [y for _, y in seen], allow_unused=True)
+            gradients = torch.autograd.grad(projection, [place for _, place in seen], allow_unused=True)
             for (name, _), gradient in zip(seen, gradients, strict=True):
                 if gradient is not None:
                     sums[name].add(gradient)
