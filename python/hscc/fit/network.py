@@ -32,6 +32,7 @@ def fit(
     paired = {name: layer for name, layer in factored.items() if config.sequential or layer.structure.squeeze}
     rectified = rectifiers.find(model, calibration, paired) if paired else {}
     once = {name: layer.stats.conv for name, layer in paired.items() if layer.stats.profile.calls == 1}
+    memory.give_back()
     room = memory.room(config.memory, sum(layer.stats.nbytes for layer in layers.values()), calibration.device)
     with Pairs(student, calibration, once, room) as pairs:
         for name, layer in calibration.track(factored.items(), "fit"):

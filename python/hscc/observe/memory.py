@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -28,3 +31,10 @@ def available(device: torch.device) -> int:
     except (OSError, ValueError):  # no container, or one without a limit
         return free
     return max(min(free, most - used), 0)
+
+
+def give_back() -> None:
+    """To the system what the C library keeps of freed memory, where it is glibc: a gigabyte after a large plan."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
