@@ -7,6 +7,7 @@ from contextlib import ExitStack, nullcontext, suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..nn.surgery import Student
@@ -60,7 +61,8 @@ class Pairs:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._until_exit.close()
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # passes that end in a no_grad of theirs set it
+            self._until_exit.close()
 
     def visit(self, name: str, calls: int, see: See) -> None:
         """Calls ``see`` with the input of one layer in the student and its output in the dense model, call by call."""

@@ -123,7 +123,7 @@ def test_budgets_of_bytes_and_latency(work: Path, hscc, machine) -> None:
 
 def test_finetune_goes_on_after_an_interrupt(work: Path, hscc, monkeypatch) -> None:
     hscc("compress", *NETWORK, "--flops", "6", "--out", "small.safetensors")
-    arguments = (*NETWORK, "--student", "small.safetensors", "--epochs", "3", "--batch", "8", "--rate", "1e-4")
+    arguments = (*NETWORK, "--student", "small.safetensors", "--epochs", "3", "--batch", "8", "--rate", "3e-6")
     code, out, errors = hscc("finetune", *arguments, "--out", "tuned.safetensors")
     assert code == 0, errors
     assert "Wrote tuned.safetensors" in out

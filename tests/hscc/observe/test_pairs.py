@@ -75,6 +75,16 @@ class SwapsItsWeights(Net):
             self.scale = kept
 
 
+class TakesNoGradients(Net):
+    def rest(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().rest(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
 class Decides(Net):
     """Some batches go another way."""
 
@@ -104,6 +114,7 @@ def compressed(model: Net, sizes: tuple[int, ...], memory: int) -> tuple[dict[st
             pairs.put(name, other.requires_grad_(False))
     assert {name: model.get_submodule(name) for name in NAMES} == layers
     assert not model.lock.locked()
+    assert torch.is_grad_enabled()
     assert getattr(model, "scale", 1) == 1
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == 0
     return seen, len(begun)
@@ -112,7 +123,7 @@ def compressed(model: Net, sizes: tuple[int, ...], memory: int) -> tuple[dict[st
 @pytest.mark.parametrize(
     ("kind", "held"),
     [
-        *[(Net, True), (Decides, True)],
+        *((kind, True) for kind in (Net, Decides, TakesNoGradients)),
         *((kind, False) for kind in (KeepsItsSkip, HoldsALock, ChangesPrecision, HasAMode, SwapsItsWeights)),
     ],
 )
