@@ -73,7 +73,7 @@ def compress(
     factorization: Annotated[str, typer.Option(help="activation or weight.")] = "activation",
     reconstruction: Annotated[str, typer.Option(help="sequential or independent.")] = "sequential",
     effort: Annotated[str, typer.Option(help="Of the search: quick, normal or thorough.")] = "normal",
-    memory: Annotated[float | None, typer.Option(min=0, help="GiB it may hold; half of what is free.")] = None,
+    memory: Annotated[float | None, typer.Option(min=0, help="GiB it may hold; 4, or half of what is free.")] = None,
     faster_only: Annotated[bool, typer.Option("--faster-only", help="Layers that would not get faster stay.")] = False,
     latency_batch: Annotated[int, typer.Option(min=1, help="Images of the calls whose time counts.")] = 1,
     skip: Annotated[list[str] | None, typer.Option(help="Name of a layer to leave alone; repeat for several.")] = None,
