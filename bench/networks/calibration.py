@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import sys
 import threading
 import time
@@ -119,8 +118,6 @@ def main(argv: list[str] | None = None) -> int:
     if len(rows) > 1:
         slope, start = np.polyfit([row["images"] for row in rows], [row["seconds"] for row in rows], 1)
         print(f"{slope:.2f} s an image and {start:.1f} s at the start")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak {peak:.0f} MiB")
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"header": head, "model": args.model, "config": config.to_json(), "rows": rows}, file, indent=1)

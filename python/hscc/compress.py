@@ -26,9 +26,10 @@ from .search.latency import Machine
 from .search.plan import LayerPlan
 
 FEW_IMAGES = 64
+# shares of the time, roughly
 PLAN = {"profile": 2, "sensitivity": 4, "cells": 2, "second moments": 2, "directions": 1, "moments": 2}
 PLAN |= {"projections": 1, "squeezes": 6, "structures": 12}
-FIT = {"fit": 12, "last layer": 2}  # shares of the time, roughly
+FIT = {"fit": 12, "last layer": 2}
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def plan(
 ) -> CompressionPlan:
     """Chooses regions, clusters and ranks of every layer; arguments as for :func:`compress_`."""
     with progress.job(PLAN, show_progress) as job:
-        return replace(_plan(model, calibration, config, forward, show_progress), seconds=job.seconds)
+        return replace(_plan(model, calibration, config, forward, show_progress), seconds=dict(job.seconds))
 
 
 def _plan(

@@ -173,6 +173,19 @@ def test_an_interrupted_run_changes_nothing(net, data, monkeypatch) -> None:
     assert not any(isinstance(m, HSCConv2d) for m in net.modules())
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_of_any_scale(net, data, dtype: torch.dtype, scale: float) -> None:
+    """Factors would leave the range of float16 if they had the scale of the sensitivity."""
+    for parameter in net[-1].parameters():
+        parameter.data *= scale
+    single, half = copy.deepcopy(net), copy.deepcopy(net).to(dtype)
+    hscc.compress_(single, data, config(4))
+    hscc.compress_(half, [x.to(dtype) for x in data], config(4))
+    error, wanted = (relative_error(model.float(), net, data) for model in (half, single))
+    assert error < 1.1 * wanted + 0.01
+
+
 def test_with_little_memory_it_takes_longer_and_ends_the_same(net, data) -> None:
     begun = []
     models = [copy.deepcopy(net) for _ in range(2)]

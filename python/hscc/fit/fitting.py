@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Fitting:
     basis: Basis
     regressed: bool
 
-    @property
+    @cached_property
     def ridge(self) -> Ridge:
         """Towards the dense layer's outputs, in the frame."""
         return Ridge(self.config.ridge if self.regressed else 0.0, self.layer.stats.frame.into @ self.basis.dense)
@@ -81,32 +82,30 @@ class Fitting:
         if self.config.factorization == "weight":
             full = factors.from_weight(self.dense.weight, self.dense.offset, channels)
             return full.a[:rank] @ self.dense.weight, full.u[:, :rank], self.dense.offset[channels]
-        u, a, outside = self.directions(part, channels)
+        u, a = self.directions(part, channels)
         about = self.basis.offset - part.mean
         if rank is None:
-            rows = u @ a + outside
+            rows = u @ a
+            if len(channels) == len(self.dense.weight):  # what the dense layer gives outside of the frame
+                rows = rows + self.basis.dense - self.layer.stats.frame.back @ self.ridge.dense
             return rows @ self.basis.weight, None, target[channels] + rows @ about
         u, a = u[:, :rank], a[:rank]
         return a @ self.basis.weight, u, target[channels] + u @ (a @ about)
 
-    def directions(self, part: RegionMoments, channels: Tensor):
-        """U (n, m) and A (m, X), strongest first, and what the dense layer adds to U A that they do not have (n, X)."""
-        stats, dense = self.layer.stats, self.basis.dense
-        frame, back, prior = stats.frame, stats.frame.back, stats.frame.into @ dense
-        outside = dense - back @ prior
-        if len(channels) < len(back):  # a cluster: its channels in their own metric, all directions
-            metric = stats.metric_of(channels)
-            inside, back, prior = metric.root @ back[channels], metric.inverse, metric.root @ dense[channels]
-            part = part._replace(target_mean=inside @ part.target_mean, cross=inside @ part.cross)
-            outside = torch.zeros_like(prior)
-        one = Metric.plain(back.shape[1], back)
-        every = torch.arange(back.shape[1])
+    def directions(self, part: RegionMoments, channels: Tensor) -> tuple[Tensor, Tensor]:
+        """U (n, m) and A (m, X) of a cluster, strongest first."""
+        back, ridge = self.layer.stats.frame.back, self.ridge
+        if len(channels) < len(back):  # its channels in their own metric, all directions
+            metric = self.layer.stats.metric_of(channels)
+            own = metric.root @ back[channels]
+            part = part._replace(target_mean=own @ part.target_mean, cross=own @ part.cross)
+            back, ridge = metric.inverse, ridge._replace(dense=metric.root @ self.basis.dense[channels])
         if self.regressed:
-            full = factors.from_regression(part, every, one, Ridge(self.config.ridge, prior))
-            return back @ full.u, full.a, outside
-        inside = prior if len(channels) < len(frame.back) else torch.eye(len(prior)).to(prior)
-        _, u = factors.eigen(inside @ part.covariance @ inside.T)
-        return back @ u, u.T @ inside, outside
+            every, plain = torch.arange(back.shape[1]), Metric.plain(back.shape[1], back)
+            full = factors.from_regression(part, every, plain, ridge)
+            return back @ full.u, full.a
+        _, u = factors.eigen(ridge.dense @ part.covariance @ ridge.dense.T)
+        return back @ u, u.T @ ridge.dense
 
     def shared(self, parts: list[RegionMoments], means: list[Tensor]):
         """As :meth:`own`, where regions pick from one pool of rows."""

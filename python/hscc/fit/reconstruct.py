@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Config
 from ..maths.factors import Basis
+from ..maths.frame import project
 from ..maths.moments import Moments
 from ..nn.conv2d import HSCConv2d, dense_bias, patches, weight_rows
 from ..nn.projection import Projection, SqueezedConv2d
@@ -29,16 +29,12 @@ AT_A_TIME = 2**24  # numbers of a basis
 
 @dataclass(frozen=True)
 class Values:
-    """What the factors of a layer are computed from: values of ``basis``, of inputs behind ``squeeze``.
-
-    ``into`` (m, O, 1, 1) takes outputs to the layer's frame.
-    """
+    """What the factors of a layer are computed from: values of ``basis``, of inputs behind ``squeeze``."""
 
     conv: nn.Conv2d
     squeeze: Projection | None
     basis: Basis
     patched: bool
-    into: Tensor
 
     @classmethod
     def of(cls, layer: LayerPlan) -> Values:
@@ -49,8 +45,7 @@ class Values:
         quick = length**2 <= PATCH_PRODUCTS * stats.conv.weight.numel()
         patched = length <= outputs or (quick and 8 * stats.cells.count * length**2 <= PATCH_MOMENTS)
         basis = Basis.patches(rows) if patched else Basis.outputs(rows, bias)
-        into = stats.frame.into.to(stats.conv.weight)[..., None, None]
-        return cls(conv, squeeze.layer() if squeeze else None, basis, patched, into)
+        return cls(conv, squeeze.layer() if squeeze else None, basis, patched)
 
     def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """x (N, C, H, W), y (N, O, Ho, Wo), few images at a time, and between them their values (n, X, Ho, Wo)."""
@@ -82,7 +77,8 @@ def fit(pairs: Pairs, layer: LayerPlan, rectifier: Rectifier | None, config: Con
     moments, samples = gather(pairs, layer, values)
     fitted = fitting.fit(layer, moments, config, values.basis)
     for _ in range(ROUNDS if rectifier else 0):
-        fitted = fitting.fit(layer, _behind(rectifier, fitted, moments, samples, values), config, values.basis)
+        behind = _behind(rectifier, fitted, moments, samples, values, layer.stats.frame.into)
+        fitted = fitting.fit(layer, behind, config, values.basis)
     return fitted
 
 
@@ -94,7 +90,7 @@ def gather(pairs: Pairs, layer: LayerPlan, values: Values) -> tuple[Moments, Sam
     def see(x: Tensor, y: Tensor) -> None:
         samples.add(x, y)
         for _, seen, wanted in values.parts(x, y):
-            moments.add(seen, F.conv2d(wanted, values.into))
+            moments.add(seen, project(wanted, stats.frame.into))
 
     pairs.visit(stats.name, stats.profile.calls, see)
     calibrate.sum_({stats.name: moments})
@@ -102,13 +98,18 @@ def gather(pairs: Pairs, layer: LayerPlan, values: Values) -> tuple[Moments, Sam
 
 
 @torch.no_grad()
-def _behind(rectifier: Rectifier, fitted: nn.Module, moments: Moments, samples: Samples, values: Values) -> Moments:
-    """The moments with the wanted outputs that are nearest to what ``fitted`` gives and as good behind the ReLU."""
+def _behind(
+    rectifier: Rectifier, fitted: nn.Module, moments: Moments, samples: Samples, values: Values, into: Tensor
+) -> Moments:
+    """The moments with the wanted outputs that are nearest to what ``fitted`` gives and as good behind the ReLU.
+
+    ``into`` (m, O) takes outputs to the layer's frame.
+    """
     total, cross = torch.zeros_like(moments.target_total), torch.zeros_like(moments.cross)
     change = replace(moments, target_total=total, cross=cross)
     for x, y in samples.pairs:
         for part, seen, wanted in values.parts(x, y):
             further = rectifier.wanted(wanted, fitted(part)) - wanted
-            change.add_change(seen, F.conv2d(further, values.into))
+            change.add_change(seen, project(further, into))
     distributed.sum_(total, cross)
     return replace(moments, target_total=moments.target_total + total, cross=moments.cross + cross)

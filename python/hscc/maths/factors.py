@@ -23,7 +23,7 @@ class Metric(NamedTuple):
     def of(cls, gram: Tensor) -> Metric:
         """From the sensitivity (n, n) of some channels."""
         values, vectors = torch.linalg.eigh(floored(gram))
-        values = values.clamp_min(SENSITIVITY_FLOOR * gram.diagonal().mean().clamp_min(1e-30))
+        values = values.clamp_min(_floor(gram))
         return cls((vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T)
 
     @classmethod
@@ -87,7 +87,11 @@ class Spectrum(NamedTuple):
 
 def floored(gram: Tensor) -> Tensor:
     """The sensitivity (n, n) of some channels, each of which counts a little."""
-    return gram + SENSITIVITY_FLOOR * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram)).to(gram)
+    return gram + _floor(gram) * torch.eye(len(gram)).to(gram)
+
+
+def _floor(gram: Tensor) -> Tensor:
+    return SENSITIVITY_FLOOR * gram.diagonal().mean().clamp_min(1e-30)
 
 
 def from_activations(moments: RegionMoments, channels: Tensor, metric: Metric) -> Spectrum:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .factors import ENOUGH, Metric, eigen, regress
@@ -63,6 +64,13 @@ class Frame(NamedTuple):
         mean = self.back @ part.mean.double() + self.rest
         covariance = self.back @ part.covariance.double() @ self.back.T
         return RegionMoments(part.count, mean, covariance, mean, covariance)
+
+
+def project(y: Tensor, into: Tensor) -> Tensor:
+    """(N, O, H, W) outputs as (N, m, H, W) coordinates: float32 at least, as half types lack their range."""
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    with torch.autocast(y.device.type, enabled=False):
+        return F.conv2d(y, into.to(y)[..., None, None])
 
 
 def single(part: RegionMoments) -> RegionMoments:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from zlib import crc32
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..maths.frame import project
 from ..maths.moments import Moments, Outer, Profile, SplitMoments
 from . import distributed
 from .data import Calibration, evaluation, images, watch
@@ -82,7 +82,7 @@ def second_moments(
     def see(name: str, x: Tensor, y: Tensor) -> None:
         mean, weights = about[name]
         inputs[name].add(x)
-        outputs[name].add((y - mean[:, None, None].to(y)) * weights.sqrt().view(y.shape[2:]).to(y))
+        outputs[name].add((y.float() - mean[:, None, None].float()) * weights.sqrt().view(y.shape[2:]).float())
 
     visit(model, calibration, layers, see, "second moments")
     distributed.sum_(*(seen.outer for seen in (*inputs.values(), *outputs.values())))
@@ -100,10 +100,9 @@ def moments(
     into: Mapping[str, Tensor],
 ) -> None:
     """Fills empty moments with the outputs of each layer in other coordinates, ``into`` (m, O)."""
-    kernels = {name: rows.to(layers[name].weight)[..., None, None] for name, rows in into.items()}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        empty[name].add(F.conv2d(y, kernels[name]))
+        empty[name].add(project(y, into[name]))
 
     visit(model, calibration, layers, see, "moments")
     sum_(empty)

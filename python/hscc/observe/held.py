@@ -23,7 +23,7 @@ ALIKE = 1e-4  # of the largest output: what rounding may change, held or not
 class Pass(greenlet):
     """A forward pass that stops where :func:`hold` is called in it: at the layer ``at``, where it has ``tensor``.
 
-    It has no thread of its own, so that all passes share the settings that PyTorch keeps a thread (``settings``).
+    It has no thread of its own, so that all passes share the settings that PyTorch keeps a thread (``_settings``).
     """
 
     at: str | None = None
@@ -90,21 +90,17 @@ def rehearse(student: Student, calibration: Calibration, layers: Mapping[str, nn
     def run() -> list[Tensor]:
         return floating(calibration.forward(model, batch))
 
-    def open_(gate: Gate) -> None:
-        gate.open(compute[gate.name])
-
     with evaluation(model):
-        dense = run()
-        with student.swapped(gates):
-            for gate in gates.values():
-                open_(gate)
-            other = run()
-        for gate in gates.values():
-            gate.opened = None
-        if _alike(dense, other):
-            return None
-        one, two = Pass(run), Pass(run)
+        dense, one, two = run(), Pass(run), Pass(run)
         try:
+            for name, gate in gates.items():
+                gate.open(compute[name])
+            with student.swapped(gates):
+                other = run()
+            if _alike(dense, other):
+                return None
+            for gate in gates.values():
+                gate.opened = None
             with watch(layers, lambda name, x, y: hold(name, y)), _Storages() as storages:
                 before = _settings(model)
                 while not (one.dead and two.dead):
@@ -112,13 +108,13 @@ def rehearse(student: Student, calibration: Calibration, layers: Mapping[str, nn
                         if not two.dead:
                             two.go_on()
                     if two.at is not None:
-                        open_(gates[two.at])
+                        gates[two.at].open(compute[two.at])
                     if _settings(model) == before and not one.dead:
                         one.go_on()
                     if _settings(model) != before:
                         return None
                     storages.note()
-        except Exception:  # alone it ran
+        except Exception:  # the dense model alone ran
             return None
         finally:
             one.give_up()

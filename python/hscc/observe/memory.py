@@ -34,7 +34,7 @@ def available(device: torch.device) -> int:
 
 
 def give_back() -> None:
-    """To the system what the C library keeps of freed memory, where it is glibc: a gigabyte after a large plan."""
+    """To the system what the C library keeps of freed memory, where it is glibc: much, after a large plan."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)

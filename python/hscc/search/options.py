@@ -93,6 +93,7 @@ def _of_layer(
     """
 
     def those(index: int, several: Sequence[int], clustered: bool | None) -> list[tuple[int, Structure, Any]]:
+        """With and without clusters (None), with them alone, or without."""
         own, evidence = ways[index]
         made = structures(layer, config, several, clustered is not False and own is None)
         kept = [replace(one, squeeze=own) for one in made if one.clustered or not clustered]
@@ -101,7 +102,7 @@ def _of_layer(
     one, *more = counts(layer, config)
     found = [option for index in range(len(ways)) for option in those(index, [one], None)]
     if more and not small:
-        wins = _wins if config.effort != "thorough" else (lambda layer, found: [option[:2] for option in found])
+        wins = _every if config.effort == "thorough" else _wins
         won = wins(layer, found)
         for index in sorted({index for index, _ in won}):
             found += those(index, more, False)
@@ -121,6 +122,11 @@ def _wins(layer: LayerStats, found: Sequence[tuple[int, Structure, Any]]) -> lis
             best = values.index(max(values))
             wins[best] = found[best][:2]
     return [*wins.values()]
+
+
+def _every(layer: LayerStats, found: Sequence[tuple[int, Structure, Any]]) -> list[tuple[int, Structure]]:
+    """As :func:`_wins`, where nothing is passed over."""
+    return [option[:2] for option in found]
 
 
 def options(

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..maths.frame import project
 from ..maths.moments import Outer, SplitMoments
 from ..nn.chain import stage
 from ..nn.conv2d import trainable
@@ -104,12 +104,12 @@ def moments(
         for name, layer in stats.items()
     }
     modules = {name: [squeeze.module() for squeeze in squeezes[name]] for name in stats}
-    into = {name: layer.frame.into.to(layer.conv.weight)[..., None, None] for name, layer in stats.items()}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        wanted = F.conv2d(y, into[name])
+        into = stats[name].frame.into
+        wanted = project(y, into)
         for module, sums in zip(modules[name], found[name], strict=True):
-            sums.add(F.conv2d(module(x), into[name]), wanted)
+            sums.add(project(module(x), into), wanted)
 
     watched = {name: layer.conv for name, layer in stats.items() if found[name]}
     if watched:

@@ -6,6 +6,7 @@ by the weight of their cell. Without sensitivity both are plain.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -57,7 +58,8 @@ class LayerStats:
         cells = regions.split(profile, config.region_method, _most_cells(conv, profile, config), config.seed)
         gram, weights = torch.eye(conv.out_channels).to(profile.total), torch.ones(cells.count).to(profile.total)
         if seen is not None and seen.energy.any():
-            gram, weights = seen.gram, _weights(seen.energy, cells)
+            scale = 4.0 ** -round(math.log(seen.gram.diagonal().mean(), 4))  # so that factors are of the weights' size
+            gram, weights = scale * seen.gram, _weights(seen.energy, cells)
         return cls(name, conv, profile, cells, gram, weights)
 
     @property

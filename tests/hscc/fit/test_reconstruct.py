@@ -119,7 +119,7 @@ def on_outputs(layer) -> Values:
     squeeze = layer.structure.squeeze
     conv = squeeze.conv
     basis = Basis.outputs(weight_rows(conv).double(), dense_bias(conv).double())
-    return Values(conv, squeeze.layer(), basis, False, layer.stats.frame.into.float()[..., None, None])
+    return Values(conv, squeeze.layer(), basis, False)
 
 
 def test_a_dense_cluster_is_fitted_to_its_inputs(case) -> None:

@@ -159,6 +159,23 @@ def test_what_memory_cannot_hold_begins_anew() -> None:
             torch.testing.assert_close(got, other, rtol=0, atol=0)
 
 
+def test_a_model_that_refuses_other_values_is_not_refused() -> None:
+    """The rehearsal gives the model values that it would never see."""
+
+    class Refuses(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.one(x).mean() < 0:
+                raise ValueError("dark")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Refuses().eval()
+    model.one.bias.data += 5
+    student = Student(model, {name: (name,) for name in NAMES})
+    layers = {name: model.get_submodule(name) for name in NAMES}
+    assert rehearse(student, Calibration.of(model, torch.randn(4, 3, 8, 8)), layers) is None
+
+
 def test_an_error_in_a_held_pass_is_told_and_ends_all() -> None:
     torch.manual_seed(0)
 
