@@ -64,7 +64,7 @@ def energy(share: float) -> Budget:
 
 
 _CHOICES = {
-    "method": ("hscc", "svd", "tucker2", "spatial_svd"),
+    "method": ("hscc", "svd", "tucker2", "spatial_svd", "balf"),
     "factorization": ("activation", "weight"),
     "region_method": ("kmeans", "grid", "none"),
     "reconstruction": ("sequential", "independent"),
@@ -87,7 +87,7 @@ class Config:
     Args:
         budget: how far; see :class:`Budget`.
         method: "hscc", or a baseline without regions, clusters and sequential fit: "svd" (one region, one cluster),
-            "tucker2" (1 x 1, k x k, 1 x 1) or "spatial_svd" (k x 1, 1 x k).
+            "tucker2" (1 x 1, k x k, 1 x 1), "spatial_svd" (k x 1, 1 x k) or "balf" (k x k, 1 x 1; uncentred).
         factorization: "activation" (fits outputs on calibration data) or "weight" (plain SVD of the weight).
         regions: spatial regions a layer, at most.
         region_method: "kmeans" on position profiles, "grid", or "none" (one region).
@@ -151,7 +151,7 @@ class Config:
                 raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
         if self.memory is not None and not (isinstance(self.memory, int) and self.memory >= 1):
             raise ValueError(f"memory: got {self.memory!r}, expected a number of bytes, such as 4 * 2**30")
-        if self.timed and self.method in ("tucker2", "spatial_svd"):
+        if self.timed and self.method not in ("hscc", "svd"):
             raise ValueError(f"method: got {self.method!r}, whose time is not known, expected 'hscc' or 'svd'")
         if not self.ridge >= 0:
             raise ValueError(f"ridge: got {self.ridge}, expected a number of at least 0")

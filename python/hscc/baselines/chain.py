@@ -141,12 +141,27 @@ class Chain:
         _, s, right = torch.linalg.svd((vectors * values.clamp_min(0).sqrt()).T @ weight, full_matrices=False)
         return s**2, weight @ right.T, right
 
+    def leading(self, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (O,) and eigenvectors (O, O) of the outputs' energy (O, O), strongest first.
+
+        "weight": of the rows of the weight instead, which is the energy behind white inputs.
+        """
+        if self.config.factorization == "weight":
+            rows = self.conv.weight.detach().double().flatten(1)
+            energy = rows @ rows.T
+        values, vectors = torch.linalg.eigh(energy)
+        return values.flip(0).clamp_min(0), vectors.flip(1)
+
     def centred(self, stages: ConvChain) -> ConvChain:
-        """Gives the last stage its bias, and the whole the dense layer's mode."""
+        """With the bias that gives every channel the dense layer's mean; ready as :meth:`finished` says."""
         bias = dense_bias(self.conv).double()
         if self.config.factorization == "activation":
             with torch.no_grad():
                 mean = stages(self.seen.mean_image().to(self.conv.weight.dtype)).double().mean((0, 2, 3))
             bias = self.seen.outputs.region(0).mean - mean
-        stages[-1].bias = nn.Parameter(bias.to(self.conv.weight.dtype))
+        return self.finished(stages, bias)
+
+    def finished(self, stages: ConvChain, bias: Tensor) -> ConvChain:
+        """Gives the last stage its bias (O,), and the whole the dense layer's mode."""
+        stages[-1].bias = nn.Parameter(bias.to(self.conv.weight.dtype, copy=True))
         return stages.requires_grad_(trainable(self.conv)).train(self.conv.training)

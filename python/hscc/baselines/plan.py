@@ -19,6 +19,7 @@ from ..report import LayerReport
 from ..search import allocate
 from ..search.cost import Cost, row, total
 from ..search.ranks import Choice
+from .balf import Balf
 from .chain import Chain, Seen
 from .spatial_svd import SpatialSVD
 from .tucker2 import Tucker2
@@ -60,7 +61,7 @@ class Options(NamedTuple):
         return self.choice(np.where(fits, self.missed, np.inf).argmin())
 
 
-METHODS = {"tucker2": Tucker2, "spatial_svd": SpatialSVD}
+METHODS = {"tucker2": Tucker2, "spatial_svd": SpatialSVD, "balf": Balf}
 
 
 def look(

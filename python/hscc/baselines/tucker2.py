@@ -23,13 +23,7 @@ class Tucker2(Chain):
 
     def output_basis(self) -> tuple[Tensor, Tensor]:
         """Gains (O,) and U (O, O), strongest first."""
-        if self.config.factorization == "activation":
-            energy = self.seen.outputs.region(0).covariance
-        else:
-            rows = self.conv.weight.detach().double().flatten(1)
-            energy = rows @ rows.T
-        values, vectors = torch.linalg.eigh(energy)
-        return values.flip(0).clamp_min(0), vectors.flip(1)
+        return self.leading(self.seen.outputs.region(0).covariance)
 
     @property
     def taps(self) -> int:

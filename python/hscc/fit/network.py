@@ -8,7 +8,7 @@ from torch import nn
 
 from ..config import Config
 from ..nn.surgery import Student
-from ..observe import memory, rectifiers
+from ..observe import memory
 from ..observe.data import Calibration
 from ..observe.pairs import Pairs
 from ..search.plan import LayerPlan
@@ -30,14 +30,14 @@ def fit(
     student = Student(model, names)
     factored = {name: layer for name, layer in layers.items() if not layer.stays_dense}
     paired = {name: layer for name, layer in factored.items() if config.sequential or layer.structure.squeeze}
-    rectified = rectifiers.find(model, calibration, paired) if paired else {}
+    besides = {name: layer.stats.reader.beside for name, layer in paired.items() if layer.stats.reader}
     once = {name: layer.stats.conv for name, layer in paired.items() if layer.stats.profile.calls == 1}
     memory.give_back()
     room = memory.room(config.memory, sum(layer.stats.nbytes for layer in layers.values()), calibration.device)
-    with Pairs(student, calibration, once, room) as pairs:
+    with Pairs(student, calibration, once, room, besides) as pairs:
         for name, layer in calibration.track(factored.items(), "fit"):
             if name in paired:
-                pairs.put(name, reconstruct.fit(pairs, layer, rectified.get(name), config))
+                pairs.put(name, reconstruct.fit(pairs, layer, config))
             else:
                 pairs.put(name, fitting.fit(layer, None, config))
     head = heads.refit(student, calibration, config.skip) if config.sequential and student.modules else Head()

@@ -15,8 +15,8 @@ from ..maths.moments import Moments
 from ..nn.conv2d import HSCConv2d, dense_bias, patches, weight_rows
 from ..nn.projection import Projection, SqueezedConv2d
 from ..observe import calibrate, distributed
-from ..observe.pairs import Pairs
-from ..observe.rectifiers import Rectifier
+from ..observe.pairs import Pairs, Sums
+from ..observe.readers import Reader
 from ..search.plan import LayerPlan
 from . import fitting
 
@@ -47,37 +47,39 @@ class Values:
         basis = Basis.patches(rows) if patched else Basis.outputs(rows, bias)
         return cls(conv, squeeze.layer() if squeeze else None, basis, patched)
 
-    def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """x (N, C, H, W), y (N, O, Ho, Wo), few images at a time, and between them their values (n, X, Ho, Wo)."""
         count = max(1, AT_A_TIME // (len(self.basis.weight) * y.shape[2:].numel()))
         for part, wanted in zip(x.split(count), y.split(count), strict=True):
             inputs = part if self.squeeze is None else self.squeeze(part)
-            yield part, patches(self.conv, inputs) if self.patched else self.conv(inputs), wanted
+            yield patches(self.conv, inputs) if self.patched else self.conv(inputs), wanted
 
 
 @dataclass
 class Samples:
-    """Pairs of a layer's input in the student and its output in the dense model, up to :data:`KEPT` bytes."""
+    """Of a layer: its input in the student, its output in the dense model and what a sum adds to it in either, up to
+    :data:`KEPT` bytes of the first two."""
 
-    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    triples: list[tuple[Tensor, Tensor, Sums]] = field(default_factory=list)
     bytes: int = 0
 
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Tensor, y: Tensor, sums: Sums) -> None:
         self.bytes += x.nbytes + y.nbytes
         if self.bytes <= KEPT:
-            self.pairs.append((x, y))
+            self.triples.append((x, y, sums))
 
 
-def fit(pairs: Pairs, layer: LayerPlan, rectifier: Rectifier | None, config: Config) -> HSCConv2d | SqueezedConv2d:
+def fit(pairs: Pairs, layer: LayerPlan, config: Config) -> HSCConv2d | SqueezedConv2d:
     """The factors of a layer for the inputs that it has in the student, where it is still dense.
 
-    With a ``rectifier``, differences that its ReLU hides do not count, in as many samples as are kept.
+    Differences that a ReLU behind it hides do not count, and those of what a sum adds are made up for, in as many
+    samples as are kept.
     """
-    values = Values.of(layer)
+    values, reader = Values.of(layer), layer.stats.reader
     moments, samples = gather(pairs, layer, values)
     fitted = fitting.fit(layer, moments, config, values.basis)
-    for _ in range(ROUNDS if rectifier else 0):
-        behind = _behind(rectifier, fitted, moments, samples, values, layer.stats.frame.into)
+    for _ in range(0 if reader is None or not reader.lenient else 1 if reader.top is None else ROUNDS):
+        behind = _behind(reader, fitted, moments, samples, values, layer.stats.frame.into)
         fitted = fitting.fit(layer, behind, config, values.basis)
     return fitted
 
@@ -87,9 +89,9 @@ def gather(pairs: Pairs, layer: LayerPlan, values: Values) -> tuple[Moments, Sam
     stats, samples = layer.stats, Samples()
     moments = stats.empty(stats.frame, width=len(values.basis.weight))
 
-    def see(x: Tensor, y: Tensor) -> None:
-        samples.add(x, y)
-        for _, seen, wanted in values.parts(x, y):
+    def see(x: Tensor, y: Tensor, sums: Sums) -> None:
+        samples.add(x, y, sums)
+        for seen, wanted in values.parts(x, y):
             moments.add(seen, project(wanted, stats.frame.into))
 
     pairs.visit(stats.name, stats.profile.calls, see)
@@ -99,17 +101,17 @@ def gather(pairs: Pairs, layer: LayerPlan, values: Values) -> tuple[Moments, Sam
 
 @torch.no_grad()
 def _behind(
-    rectifier: Rectifier, fitted: nn.Module, moments: Moments, samples: Samples, values: Values, into: Tensor
+    reader: Reader, fitted: nn.Module, moments: Moments, samples: Samples, values: Values, into: Tensor
 ) -> Moments:
-    """The moments with the wanted outputs that are nearest to what ``fitted`` gives and as good behind the ReLU.
+    """The moments with the wanted outputs that are nearest to what ``fitted`` gives and as good for their reader.
 
     ``into`` (m, O) takes outputs to the layer's frame.
     """
     total, cross = torch.zeros_like(moments.target_total), torch.zeros_like(moments.cross)
     change = replace(moments, target_total=total, cross=cross)
-    for x, y in samples.pairs:
-        for part, seen, wanted in values.parts(x, y):
-            further = rectifier.wanted(wanted, fitted(part)) - wanted
-            change.add_change(seen, project(further, into))
+    for x, y, sums in samples.triples:
+        if sums or not reader.beside:
+            for seen, further in values.parts(x, reader.change(y, fitted(x), sums)):
+                change.add_change(seen, project(further, into))
     distributed.sum_(total, cross)
     return replace(moments, target_total=moments.target_total + total, cross=moments.cross + cross)

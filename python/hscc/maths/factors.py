@@ -10,6 +10,7 @@ from torch import Tensor
 from .moments import RegionMoments
 
 ENOUGH = 1e4  # samples and positions of a region at which its ridge is twice that of many
+ROUNDING = 1e-9  # of the mean: what eigenvalues of a metric are at least
 SENSITIVITY_FLOOR = 0.1  # of the mean: a channel that looks irrelevant on few images still counts a little
 
 
@@ -22,8 +23,8 @@ class Metric(NamedTuple):
     @classmethod
     def of(cls, gram: Tensor) -> Metric:
         """From the sensitivity (n, n) of some channels."""
-        values, vectors = torch.linalg.eigh(floored(gram))
-        values = values.clamp_min(_floor(gram))
+        values, vectors = torch.linalg.eigh(gram)
+        values = values.clamp_min(ROUNDING * gram.diagonal().mean())
         return cls((vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T)
 
     @classmethod
@@ -85,13 +86,10 @@ class Spectrum(NamedTuple):
         return self.target_mean + self.u[:, :rank] @ (self.a[:rank] @ (offset - self.mean))
 
 
-def floored(gram: Tensor) -> Tensor:
-    """The sensitivity (n, n) of some channels, each of which counts a little."""
-    return gram + _floor(gram) * torch.eye(len(gram)).to(gram)
-
-
-def _floor(gram: Tensor) -> Tensor:
-    return SENSITIVITY_FLOOR * gram.diagonal().mean().clamp_min(1e-30)
+def floored(gram: Tensor, units: Tensor) -> Tensor:
+    """The sensitivity (n, n) of some channels, each of which counts a little, in its unit (n,)."""
+    of_channels = gram.diagonal() / units.square()
+    return gram + torch.diag(SENSITIVITY_FLOOR * of_channels.mean().clamp_min(1e-30) * units.square())
 
 
 def from_activations(moments: RegionMoments, channels: Tensor, metric: Metric) -> Spectrum:

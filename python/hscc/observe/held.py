@@ -23,7 +23,8 @@ ALIKE = 1e-4  # of the largest output: what rounding may change, held or not
 class Pass(greenlet):
     """A forward pass that stops where :func:`hold` is called in it: at the layer ``at``, where it has ``tensor``.
 
-    It has no thread of its own, so that all passes share the settings that PyTorch keeps a thread (``_settings``).
+    ``kept`` are the tensors that :func:`keep` was called with. It has no thread of its own, so that all passes share
+    the settings that PyTorch keeps a thread (``_settings``).
     """
 
     at: str | None = None
@@ -34,6 +35,7 @@ class Pass(greenlet):
     def __init__(self, run: Callable[[], Any]) -> None:
         super().__init__(run)
         self.gr_context = copy_context()
+        self.kept: dict[Any, Tensor] = {}
 
     def go_on(self) -> None:
         """To the next layer that holds it, or to the end."""
@@ -47,6 +49,14 @@ class Pass(greenlet):
         if self:  # begun and not ended
             self.throw(GreenletExit)
         self.at = self.tensor = None
+        self.kept.clear()
+
+
+def keep(key: Any, tensor: Tensor) -> None:
+    """Leaves a tensor with the pass that calls it; does nothing outside of passes."""
+    current = getcurrent()
+    if isinstance(current, Pass):
+        current.kept[key] = tensor
 
 
 def hold(name: str, tensor: Tensor) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..nn.surgery import Student
 from .data import Calibration, evaluation, images, watch
-from .held import Gate, Pass, hold, rehearse
+from .held import Gate, Pass, hold, keep, rehearse
+from .readers import Beside
 
-See = Callable[[Tensor, Tensor], None]
+Sums = tuple[Tensor, Tensor] | None
+See = Callable[[Tensor, Tensor, Sums], None]
 
 
 class _Seen(Exception):
@@ -39,12 +43,19 @@ class Pairs:
     Args:
         layers: those that will be visited, each called once in a pass, in the order in which they run.
         memory: bytes that passes may hold.
+        besides: what sums add to the outputs of some of them.
     """
 
     def __init__(
-        self, student: Student, calibration: Calibration, layers: Mapping[str, nn.Module], memory: int
+        self,
+        student: Student,
+        calibration: Calibration,
+        layers: Mapping[str, nn.Module],
+        memory: int,
+        besides: Mapping[str, Beside | None] = MappingProxyType({}),
     ) -> None:
         self.student, self.calibration, self.layers, self.memory = student, calibration, layers, memory
+        self.besides = {name: beside for name, beside in besides.items() if beside and name in layers}
         self.gates = {name: Gate(name, layer) for name, layer in layers.items()}
         self.visited: set[str] = set()
         self.held: list[_Held] = []
@@ -57,6 +68,8 @@ class Pairs:
             batches = self.calibration.batches()
             self.held = [self._begun(batch) for batch in islice(batches, self.memory // max(size, 1))]
             self.all_held = next(batches, None) is None
+            for beside in set(self.besides.values()):
+                self._until_exit.callback(self._kept(beside).remove)
             self._until_exit.enter_context(watch(self.layers, lambda name, x, y: hold(name, y)))
         return self
 
@@ -65,7 +78,10 @@ class Pairs:
             self._until_exit.close()
 
     def visit(self, name: str, calls: int, see: See) -> None:
-        """Calls ``see`` with the input of one layer in the student and its output in the dense model, call by call."""
+        """Calls ``see`` with the input of one layer in the student and its output in the dense model, call by call.
+
+        And with what a sum adds to the output, in the dense model and in the student; None where that is not known.
+        """
         held = self.held if name in self.gates else []
         with evaluation(self.student.model):
             with self.student.swapped(self.gates) if held else nullcontext():
@@ -74,7 +90,7 @@ class Pairs:
             for one in held:
                 self._advance(one.dense, name)
                 if one.dense.at == one.student.at == name:
-                    see(images(one.student.tensor), images(one.dense.tensor))
+                    see(images(one.student.tensor), images(one.dense.tensor), self._sums(one, name))
                 else:
                     self._anew(one.batch, name, calls, see)
             if not (held and self.all_held):
@@ -88,6 +104,18 @@ class Pairs:
         self.visited.add(name)
         if name in self.gates:
             self.gates[name].open(module.forward)
+
+    def _kept(self, beside: Beside) -> RemovableHandle:
+        """A hook by which all held passes keep a tensor; gates share hooks with what they stand for."""
+        module = self.student.model.get_submodule(beside.module)
+        if beside.output:
+            return module.register_forward_hook(lambda _, args, y: keep(beside, y))
+        return module.register_forward_pre_hook(lambda _, args: keep(beside, args[0]))
+
+    def _sums(self, one: _Held, name: str) -> Sums:
+        beside = self.besides.get(name)
+        kept = [p.kept.pop(beside, None) for p in (one.dense, one.student)]
+        return tuple(map(images, kept)) if all(t is not None for t in kept) else None
 
     def _begun(self, batch: Any) -> _Held:
         passes = [Pass(lambda: self.calibration.forward(self.student.model, batch)) for _ in range(2)]
@@ -119,4 +147,4 @@ class Pairs:
             return seen
 
         for x, y in zip(run(True), run(False), strict=True):
-            see(x, y)
+            see(x, y, None)

@@ -12,7 +12,6 @@ from torch import nn
 
 from ..config import Config
 from ..maths import factors, frame
-from ..maths.factors import floored
 from ..maths.frame import Directions, Seen
 from ..maths.moments import SplitMoments
 from ..nn.conv2d import dense_bias, weight_rows
@@ -68,7 +67,7 @@ def find(
     share = 0 if config.effort == "thorough" else SMALL
     small = share * total(layer.dense for layer in stats.values()).flops / config.budget.furthest
     squeezes: dict[str, list[Squeeze]] = {
-        name: squeeze.candidates(layer.conv, layer.inputs, floored(layer.gram))
+        name: squeeze.candidates(layer.conv, layer.inputs, layer.gram)
         if config.squeeze and layer.dense.flops >= small and squeeze.pays(layer.conv)
         else []
         for name, layer in calibration.track(stats.items(), "projections")

@@ -19,20 +19,23 @@ from ..maths.factors import Metric, floored
 from ..maths.frame import Frame
 from ..maths.moments import Moments, Outer, Profile, RegionMoments, SplitMoments
 from ..maths.regions import RegionMap
-from ..observe import calibrate, memory, sensitivity
+from ..observe import calibrate, memory, readers, sensitivity
 from ..observe.data import Calibration
+from ..observe.readers import Reader
 from ..observe.sensitivity import Sensitivity
 from .cost import Cost
 from .latency import Machine
 from .work import Work
 
 WEIGHT_FLOOR = 0.01  # of the mean: a position that looks irrelevant on few images still counts a little
+UNIT_FLOOR = 1e-4  # of the largest: a batch norm may have closed a channel
 SAMPLES = 2  # of a cell, for each direction that can pay: with fewer its moments say nothing
 
 
 @dataclass(frozen=True)
 class LayerStats:
-    """All that calibration says of a layer: gram (O, O) sensitivity, weights (cells,) of a position of each cell.
+    """All that calibration says of a layer: gram (O, O) sensitivity, weights (cells,) of a position of each cell, what
+    reads it, where one thing alone does.
 
     ``moments`` are in the coordinates of ``frame``; ``inputs`` are there for a search. Where the machine's speed
     counts, it is ``machine``, and ``dense_seconds`` what the dense layer takes on it.
@@ -44,6 +47,7 @@ class LayerStats:
     cells: RegionMap
     gram: Tensor
     weights: Tensor
+    reader: Reader | None = None
     frame: Frame | None = None
     moments: SplitMoments | None = None
     inputs: Outer | None = None
@@ -52,15 +56,21 @@ class LayerStats:
 
     @classmethod
     def begun(
-        cls, name: str, conv: nn.Conv2d, profile: Profile, seen: Sensitivity | None, config: Config
+        cls,
+        name: str,
+        conv: nn.Conv2d,
+        profile: Profile,
+        config: Config,
+        seen: Sensitivity | None,
+        reader: Reader | None,
     ) -> LayerStats:
         """Without moments yet; ``seen`` None: all channels and positions count the same."""
         cells = regions.split(profile, config.region_method, _most_cells(conv, profile, config), config.seed)
         gram, weights = torch.eye(conv.out_channels).to(profile.total), torch.ones(cells.count).to(profile.total)
         if seen is not None and seen.energy.any():
             scale = 4.0 ** -round(math.log(seen.gram.diagonal().mean(), 4))  # so that factors are of the weights' size
-            gram, weights = scale * seen.gram, _weights(seen.energy, cells)
-        return cls(name, conv, profile, cells, gram, weights)
+            gram, weights = floored(scale * seen.gram, _units(reader, seen.gram)), _weights(seen.energy, cells)
+        return cls(name, conv, profile, cells, gram, weights, reader)
 
     @property
     def positions(self) -> int:
@@ -99,7 +109,7 @@ class LayerStats:
     def inside(self, channels: Tensor) -> Tensor:
         """(m, m) float32: the metric of some channels in the coordinates of the frame."""
         back = self.frame.back[channels]
-        return (back.T @ floored(self.gram[channels][:, channels]) @ back).float()
+        return (back.T @ self.gram[channels][:, channels] @ back).float()
 
     @property
     def about(self) -> tuple[Tensor, Tensor]:
@@ -150,8 +160,9 @@ def look(
     convs, inputs, outers = {name: layers[name] for name in profiles}, {}, {}
     _check_memory(convs, profiles, config, calibration.device)
     seen, warnings = _sensitivities(model, calibration, convs, profiles, config)
+    read = readers.find(model, calibration, convs)
     begun = {
-        name: LayerStats.begun(name, convs[name], profile, seen.get(name), config)
+        name: LayerStats.begun(name, convs[name], profile, config, seen.get(name), read.get(name))
         for name, profile in calibration.track(profiles.items(), "cells")
     }
     if config.searches:
@@ -218,6 +229,14 @@ def _most_cells(conv: nn.Conv2d, profile: Profile, config: Config) -> int:
     """As many as the samples carry, where they are not given."""
     samples = profile.images * len(profile.total)
     return min(config.regions, max(samples // (SAMPLES * _most_ranks(conv)), 1)) if config.searches else config.regions
+
+
+def _units(reader: Reader | None, gram: Tensor) -> Tensor:
+    """(O,) in which channels are alike: what a batch norm makes of one."""
+    if reader is None:
+        return torch.ones(len(gram)).to(gram)
+    scale = reader.scale.flatten().abs().to(gram)
+    return scale.clamp_min(UNIT_FLOOR * scale.max()).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _weights(energy: Tensor, cells: RegionMap) -> Tensor:

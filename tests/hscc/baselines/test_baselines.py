@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import sys
 
 import hscc
+import numpy as np
 import pytest
 import torch
 from hscc import HSCConv2d
@@ -17,7 +19,7 @@ from hscc.search.cost import UNLIMITED
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-METHODS = ("tucker2", "spatial_svd")
+METHODS = ("tucker2", "spatial_svd", "balf")
 FACTORIZATIONS = ("activation", "weight")
 
 
@@ -130,7 +132,8 @@ def test_reported_error_is_that_of_the_layer(net, data, method: str) -> None:
             y, got = dense[int(row.name)](x), net[int(row.name)](x)
             energy = (y - y.mean((0, 2, 3), keepdim=True)).square().sum()
             assert row.error == pytest.approx(((got - y).square().sum() / energy).item(), rel=1e-3, abs=1e-6)
-            torch.testing.assert_close(got.mean((0, 2, 3)), y.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+            if method != "balf":  # keeps the dense bias
+                torch.testing.assert_close(got.mean((0, 2, 3)), y.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["svd", *METHODS])
@@ -155,6 +158,38 @@ def test_activations_beat_weights(net, data, method: str) -> None:
         hscc.compress_(model, data, config(method, 4, factorization=factorization))
         errors.append(relative_error(model[:6], net[:6], data))
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_balf_is_the_truncated_svd_behind_the_second_moment_of_patches(bias: bool) -> None:
+    conv = nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=bias).double()
+    model = nn.Sequential(conv)
+    x = torch.randn(10, 3, 9, 9).double() + 1
+    profiles = calibrate.profile(model, Calibration.of(model, [x]), {"0": conv})
+    layer = baselines.look(model, Calibration.of(model, [x]), profiles, config("balf", 2))["0"]
+    patches = nn.functional.unfold(x, 3, padding=1, stride=2).transpose(0, 1).flatten(1).numpy()  # (27, all positions)
+    values, vectors = np.linalg.eigh(patches @ patches.T / patches.shape[1])
+    weight, root = conv.weight.detach().flatten(1).numpy(), vectors * np.sqrt(values) @ vectors.T
+    left, s, right = np.linalg.svd(weight @ root, full_matrices=False)
+    np.testing.assert_allclose(layer.gains()[0], s**2, rtol=1e-6)
+    first, last = dataclasses.replace(layer, ranks=(2,)).factored()
+    wanted = left[:, :2] * s[:2] @ right[:2] @ np.linalg.inv(root)
+    with torch.no_grad():
+        np.testing.assert_allclose(last.weight.flatten(1) @ first.weight.flatten(1), wanted, atol=1e-6)
+        torch.testing.assert_close(last.bias, conv.bias if bias else torch.zeros(6).double())
+
+
+def test_balf_keeps_as_much_energy_as_the_budget_allows(net, data) -> None:
+    plan = hscc.plan(net, data, config("balf", 3))
+    assert plan.report().flop_reduction >= 3
+    layers = plan.layers.values()
+    choices = [
+        [(baselines.Options.of(layer).missed[i], cost[0]) for i, cost in enumerate(baselines.Options.of(layer).costs)]
+        for layer in layers
+    ]
+    limit = sum(layer.dense.flops for layer in layers) / 3
+    best = min(sum(m for m, _ in some) for some in itertools.product(*choices) if sum(f for _, f in some) <= limit)
+    assert sum(layer.missed for layer in layers) == pytest.approx(best, abs=0.02)
 
 
 def test_svd_is_one_region_one_cluster(net, data) -> None:

@@ -75,7 +75,7 @@ def test_clusters_gain_what_their_channels_do(lossless) -> None:
     few, block = framed(Metric.of(gram), outputs(500, 5)), gram[channels][:, channels]
     a, b = (few.seen(moments(y @ few.into.T)).part for y in (old, new))
     back = few.back[channels]
-    gains, energy = frame.of_cluster(a, b, (back.T @ factors.floored(block) @ back).float())
+    gains, energy = frame.of_cluster(a, b, (back.T @ block @ back).float())
     metric, (a, b) = Metric.of(block), (moments(y) for y in (old, new))
     wanted = factors.held_out_gains(factors.from_activations(a, channels, metric), metric, b, channels)
     torch.testing.assert_close(gains.double(), wanted[:5], rtol=1e-3, atol=1e-4 * wanted[0].item())

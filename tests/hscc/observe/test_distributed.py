@@ -55,7 +55,7 @@ def moments(model: Net, data: list[Tensor], count: int = 4) -> dict:
     student.modules["first"].weight.data *= 1.1
     pair = Moments.empty(*begin["second"], width=16)
     with Pairs(student, Calibration.of(model, data), {"second": model.second}, 2**30) as pairs:
-        pairs.visit("second", 1, lambda x, y: pair.add(x[..., 1:-1, 1:-1], y))
+        pairs.visit("second", 1, lambda x, y, _: pair.add(x[..., 1:-1, 1:-1], y))
     calibrate.sum_({"second": pair})
     about = {name: (p.mean().mean(0), torch.ones(len(p.total))) for name, p in profiles.items()}
     inputs, outers = calibrate.second_moments(model, Calibration.of(model, data), layers, about)

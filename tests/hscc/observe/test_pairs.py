@@ -109,7 +109,7 @@ def compressed(model: Net, sizes: tuple[int, ...], memory: int) -> tuple[dict[st
 
     with Pairs(student, Calibration.of(model, data, adapter=forward), layers, memory) as pairs:
         for name, layer in layers.items():
-            pairs.visit(name, 1, lambda x, y, name=name: seen[name].append((x.clone(), y.clone())))
+            pairs.visit(name, 1, lambda x, y, _, name=name: seen[name].append((x.clone(), y.clone())))
             other = nn.Conv2d(*layer.weight.shape[1::-1], layer.kernel_size, padding=layer.padding)
             pairs.put(name, other.requires_grad_(False))
     assert {name: model.get_submodule(name) for name in NAMES} == layers
@@ -209,7 +209,7 @@ def test_a_layer_that_runs_twice() -> None:
     first, other, seen = model[0], student.modules["0"], []
     data = [torch.randn(4, 3, 8, 8) for _ in range(3)]
     with Pairs(student, Calibration.of(model, data), {}, 2**30) as pairs:
-        pairs.visit("1", 2, lambda x, y: seen.append((x, y)))
+        pairs.visit("1", 2, lambda x, y, _: seen.append((x, y)))
     with torch.no_grad():
         for batch, one, two in zip(data, seen[::2], seen[1::2], strict=True):
             x, y = other(batch), again(first(batch))

@@ -66,7 +66,7 @@ def test_one_logit_is_as_good_as_two() -> None:
             with torch.no_grad():
                 found.append(((model(test)[:, 0] - z).square().mean() / z.var()).item())
     mean = {kind: sum(found) / len(found) for kind, found in errors.items()}
-    assert mean[nn.Sequential] == pytest.approx(mean[Twin], rel=0.2)
+    assert mean[nn.Sequential] < 1.2 * mean[Twin]
     assert mean[Flat] == pytest.approx(mean[nn.Sequential], rel=1e-3)
 
 

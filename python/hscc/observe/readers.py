@@ -1,0 +1,224 @@
+"""What reads the outputs of convolutions: which of their errors are not seen, and what they can make up for."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from . import distributed
+from .data import Calibration, evaluation, watch
+from .values import tensors
+
+_BATCH_NORM, _HARDTANH = inspect.signature(F.batch_norm), inspect.signature(F.hardtanh)
+_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+_ADD = {torch.add, Tensor.add, Tensor.add_}
+
+
+class Beside(NamedTuple):
+    """What a sum adds to outputs: in the same pass the input of a module of that name, or its output."""
+
+    module: str
+    output: bool
+
+
+class Reader(NamedTuple):
+    """act(scale y + shift + s): all that is made of outputs y.
+
+    scale and shift (O, 1, 1) are those of a batch norm, else 1 and 0; s is what a sum adds, where there is one; act is
+    a ReLU, clipped at ``top`` (infinity where it is not), or where ``top`` is None anything at all.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    top: float | None = None
+    beside: Beside | None = None
+
+    @property
+    def lenient(self) -> bool:
+        """Whether outputs other than the dense model's can be as good for it."""
+        return self.top is not None or self.beside is not None
+
+    def change(self, y: Tensor, now: Tensor, sums: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """What to add to y so that act gives what it should, with outputs as near to ``now`` as can be.
+
+        y (N, O, Ho, Wo) are outputs in the dense model, ``now`` those in the student; ``sums`` what is added there and
+        in the student.
+        """
+        theirs, ours = sums or (0.0, 0.0)
+        wanted, change = self.scale * y + self.shift + theirs, theirs - ours
+        if self.top is not None:
+            got = self.scale * now + self.shift + ours
+            equal = torch.where(wanted > 0, wanted, got.clamp_max(0))
+            equal = torch.where(wanted < self.top, equal, got.clamp_min(self.top))
+            change = change + (equal - wanted)
+        return torch.where(self.scale == 0, 0.0, change / self.scale)
+
+
+@dataclass
+class _Output:
+    """One output of a convolution on its way: it goes on as what a batch norm, then a sum, makes of it."""
+
+    reader: Reader
+    age: int
+    steps: int = 0
+    tops: set[float] = field(default_factory=set)
+    others: bool = False
+    early: bool = False  # another reads it that does not see the last step
+
+    @property
+    def known(self) -> Reader | None:
+        """When all has been seen."""
+        alone = len(self.tops) == 1 and not self.others
+        return None if self.early else self.reader._replace(top=min(self.tops) if alone else None)
+
+
+class _Watch(TorchFunctionMode):
+    """Sees all functions of PyTorch that read outputs, and what modules take and give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = WeakTensorKeyDictionary()  # to an output and how many steps it had gone
+        self.places = WeakTensorKeyDictionary()  # to its version and (age, where it is) of each place
+        self.calls: Counter[str] = Counter()
+        self.age = 0
+
+    def follow(self, y: Tensor) -> _Output:
+        one = torch.ones(y.shape[-3], 1, 1).to(y)
+        output = _Output(Reader(one, torch.zeros_like(one)), self.age)
+        self.seen[y] = output, 0
+        return output
+
+    def place(self, value: Any, where: Beside) -> None:
+        self.age += 1
+        if isinstance(value, Tensor):
+            version, places = self.places.get(value, (None, []))
+            same = places if version == value._version else []
+            self.places[value] = value._version, [*same, (self.age, where)]
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        read = [(t, *self.seen[t]) for t in tensors((args, kwargs)) if t in self.seen]
+        steps = [self._step(function, args, kwargs, *one) for one in read]  # before anything is changed in place
+        result = function(*args, **kwargs)
+        for (tensor, output, gone), step in zip(read, steps, strict=True):
+            if isinstance(step, Reader):
+                output.reader, output.steps = step, output.steps + 1
+                self.seen[result] = output, output.steps
+            elif step is not None:
+                output.tops.add(step)
+                if result is tensor:  # in place: from now on it is the rectified one
+                    del self.seen[tensor]
+            elif any(True for _ in tensors(result)):  # sizes and the like do no harm
+                output.others, output.early = True, output.early or gone < output.steps
+        return result
+
+    def _step(self, function, args, kwargs, tensor: Tensor, output: _Output, gone: int) -> Reader | float | None:
+        """What an output goes on as, or where a ReLU clips it; None: it is read by something else."""
+        if gone < output.steps:
+            return None
+        if (top := _top(function, args, kwargs)) is not None:
+            return top
+        if output.tops or output.others or output.reader.beside:
+            return None
+        if affine := _affine(function, args, kwargs):
+            scale, shift = affine
+            return Reader(output.reader.scale * scale, output.reader.shift * scale + shift)
+        besides = self._besides(function, args, kwargs, tensor, output.age)
+        return output.reader._replace(beside=besides) if besides else None
+
+    def _besides(self, function, args, kwargs, tensor: Tensor, age: int) -> tuple[Beside, ...]:
+        """Places of what is added, where it is there before the output and unchanged since."""
+        others = [t for t in args if isinstance(t, Tensor) and t is not tensor and t.shape == tensor.shape]
+        if function not in _ADD or kwargs or len(args) != 2 or len(others) != 1 or others[0] not in self.places:
+            return ()
+        version, places = self.places[others[0]]
+        return tuple(where for seen, where in places if seen < age) if version == others[0]._version else ()
+
+
+def find(model: nn.Module, calibration: Calibration, names: Iterable[str]) -> dict[str, Reader]:
+    """Readers of the convolutions that have one, by a forward pass of the first batch."""
+    layers, seen = {name: model.get_submodule(name) for name in names}, _Watch()
+    outputs: dict[str, list[_Output]] = {name: [] for name in layers}
+    follow = watch(layers, lambda name, x, y: outputs[name].append(seen.follow(y)))
+    with evaluation(model), _places(model, seen), follow, seen:
+        given = calibration.forward(model, calibration.first())
+    for tensor in tensors(given):
+        if tensor in seen.seen:
+            seen.seen[tensor][0].others = True
+    found = {name: one for name, several in outputs.items() if (one := _common(several, seen.calls)) is not None}
+    everywhere = set.intersection(*map(set, distributed.gather(sorted(found))))
+    return {name: reader for name, reader in found.items() if name in everywhere}
+
+
+@contextmanager
+def _places(model: nn.Module, seen: _Watch) -> Iterator[None]:
+    """Shows what modules take first, and what they give."""
+    handles = []
+
+    def note(name: str, module: nn.Module) -> None:
+        def before(_, args: tuple) -> None:
+            seen.calls[name] += 1
+            seen.place(args[0] if args else None, Beside(name, False))
+
+        handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(lambda _, args, y: seen.place(y, Beside(name, True))))
+
+    try:
+        for name, module in model.named_modules():
+            note(name, module)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _common(outputs: list[_Output], calls: Counter[str]) -> Reader | None:
+    """The reader of all calls of a convolution; a sum is only known where all is called once."""
+    readers = [output.known for output in outputs]
+    if not readers or None in readers:
+        return None
+    first = readers[0]
+    if first.beside:
+        once = [beside for beside in first.beside if calls[beside.module] == 1]
+        return first._replace(beside=once[0]) if once and len(readers) == 1 else first._replace(top=None, beside=None)
+    if not all(torch.equal(a, b) for r in readers for a, b in zip(r[:2], first[:2], strict=True)):
+        return None
+    return first if len({r.top for r in readers}) == 1 else first._replace(top=None)
+
+
+def _top(function, args, kwargs) -> float | None:
+    """Where a function clips: infinity for a ReLU; None for a function that is none."""
+    if function in _RELU:
+        return math.inf
+    if function is F.relu6:
+        return 6.0
+    if function is F.hardtanh:
+        call = _HARDTANH.bind(*args, **kwargs)
+        call.apply_defaults()
+        return float(call.arguments["max_val"]) if call.arguments["min_val"] == 0 else None
+    return None
+
+
+def _affine(function, args, kwargs) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift (O, 1, 1) of ``F.batch_norm``; None for another function and where it looks at the batch."""
+    if function is not F.batch_norm:
+        return None
+    call = _BATCH_NORM.bind(*args, **kwargs)
+    call.apply_defaults()
+    _, mean, variance, weight, bias, training, _, eps = call.arguments.values()
+    if training or mean is None:
+        return None
+    scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * scale
+    return scale[:, None, None], shift[:, None, None]
