@@ -72,7 +72,7 @@ def conv_flops(model: nn.Module, x: Tensor) -> int:
 def run_network(case: Network, compiled: bool = True) -> Row | str:
     """Whole networks with random weights, dense against compressed with fused ReLUs, each eager and compiled."""
     import torchvision
-    from hscc import fuse_relu_
+    from hscc import fuse_
 
     from ..networks.correctness import error_ratio
 
@@ -84,7 +84,7 @@ def run_network(case: Network, compiled: bool = True) -> Row | str:
         return model.to(DEVICE, dtype, memory_format=torch.channels_last)
 
     dense, ours = build(), compress(build(), _SIDE, case.reduction)
-    fuse_relu_(ours)
+    fuse_(ours)
     x = torch.randn(case.batch, 3, _SIDE, _SIDE).to(DEVICE, dtype).contiguous(memory_format=torch.channels_last)
     error = error_ratio(ours, x[:2])
     calls = {"dense": dense, "ours": ours}

@@ -34,7 +34,7 @@ def compressed(flops: float, params: float | None, calibration: int, dtype: torc
     cell = study.Cell(DATA, "hscc", flops, params, calibration)
     model, pixels = copy.deepcopy(dense), study.images(DATA, "calibration", calibration, cell.seed)[0]
     report = hscc.compress_(model, study.batches(pixels, spec), cell.config(), show_progress=True)
-    hscc.fuse_relu_(model)
+    hscc.fuse_(model)
     model = model.to(dtype, memory_format=torch.channels_last)
     before, after = study.dense_hits(DATA, cell.seed), study.hits(model, DATA, cell.seed, True)
     return model, {

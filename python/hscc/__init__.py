@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .fit.finetune import FinetuneReport, finetune
     from .io.checkpoint import load_, save
     from .nn.conv2d import HSCConv2d
-    from .nn.fuse import fuse_relu_
+    from .nn.fuse import fuse_
     from .nn.projection import Projection, SqueezedConv2d
     from .report import LayerReport, Report
 
@@ -31,7 +31,7 @@ __all__ = [
     "energy",
     "finetune",
     "flops",
-    "fuse_relu_",
+    "fuse_",
     "load_",
     "params",
     "plan",
@@ -44,7 +44,7 @@ _HOMES = {
     "fit.finetune": ("FinetuneReport", "finetune"),
     "io.checkpoint": ("load_", "save"),
     "nn.conv2d": ("HSCConv2d",),
-    "nn.fuse": ("fuse_relu_",),
+    "nn.fuse": ("fuse_",),
     "nn.projection": ("Projection", "SqueezedConv2d"),
     "report": ("LayerReport", "Report"),
 }

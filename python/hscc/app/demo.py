@@ -17,7 +17,7 @@ from ..compress import compress_
 from ..config import Config, flops
 from ..io.images import ImageSpec
 from ..io.loading import load_model, load_module
-from ..nn.fuse import fuse_relu_
+from ..nn.fuse import fuse_
 from ..report import Report
 from ..search.latency import processor
 from . import figures
@@ -50,7 +50,7 @@ def run(
             models[name], calibration, Config(budget=flops(reduction), seed=seed), show_progress=True
         )
     for name in reports:
-        fuse_relu_(models[name])
+        fuse_(models[name])
     evaluations = {
         name: evaluate(model, test, spec.classes, description=f"testing {name}", show_progress=True)
         for name, model in models.items()

@@ -1,11 +1,11 @@
 """One convolution as a chain of plain ones (:class:`ConvChain`): what it saw, and what ranks gain and cost.
 
-Tucker-2 and the spatial SVD both split a convolution at its inputs: the first stage sees patches x (m,), A (m, J) is
-the weight unfolded on them, and A ~ L R of rank r makes L the first stage and R the rest. The best L R for inputs of
-covariance S minimises |S^(1/2) (A - L R)|; that is the output error where the patches that one output reads are
-uncorrelated. S is the covariance on calibration data ("activation") or the identity ("weight": the plain SVD). With
-"activation", the last bias gives every output channel the dense layer's mean over the calibration images and
-positions, borders included.
+Tucker-2 and the spatial SVD both split a convolution at its inputs (BALF at its outputs: see there): the first stage
+sees patches x (m,), A (m, J) is the weight unfolded on them, and A ~ L R of rank r makes L the first stage and R the
+rest. The best L R for inputs of covariance S minimises |S^(1/2) (A - L R)|; that is the output error where the patches
+that one output reads are uncorrelated. S is the covariance on calibration data ("activation") or the identity
+("weight": the plain SVD). With "activation", the last bias gives every output channel the dense layer's mean over the
+calibration images and positions, borders included.
 """
 
 from __future__ import annotations

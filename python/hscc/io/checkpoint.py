@@ -14,6 +14,7 @@ from hscc_kernels import PackedPlan
 
 from ..nn.chain import ConvChain
 from ..nn.conv2d import HSCConv2d
+from ..nn.fuse import Folded
 from ..nn.projection import Projection, SqueezedConv2d
 from ..nn.surgery import channels_last_, inherit, swap_, unwrapped
 from ..report import Report
@@ -58,6 +59,7 @@ def save(
         "_version": _VERSION,
         "layers": layers,
         "shared": shared,
+        "folded": [name for name, module in names if isinstance(module, Folded)],
         "report": None if report is None else {**report.to_dict(), "seconds": {}},
     }
     _write(Path(path), to_bytes(tensors, {**(metadata or {}), _KEY: json.dumps(header)}))
@@ -89,8 +91,13 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
         if same not in by_factor:
             by_factor[same] = _build(parts, layer, f"{path}: layer {name!r}")
         built[name] = by_factor[same]
-    replaced = tuple(f"{name}." for name in built)
+    folded = header.get("folded", [])
+    if unlike := [name for name in folded if not isinstance(modules.get(name), nn.BatchNorm2d)]:
+        raise ValueError(f"{path}: module {unlike[0]!r}: got none that folds, expected the dense model's batch norm")
+    replaced = tuple(f"{name}." for name in (*built, *folded))
     rest = {key: value for key, value in model.state_dict().items() if not key.startswith(replaced)}
+    biases = _new_biases(modules, {key: tensors[key] for key in tensors.keys() - rest.keys()}) if folded else {}
+    rest |= {key: tensors[key] for key in biases}
     wrong = sorted(key for key in rest.keys() ^ tensors.keys()) or sorted(
         key for key in rest if rest[key].shape != tensors[key].shape
     )
@@ -100,6 +107,10 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
         dense = modules[name]
         inherit(module.to(dense.weight.device, dense.weight.dtype).train(dense.training), dense)
         swap_(model, (name,), module)
+    for name in folded:
+        swap_(model, (name,), Folded())
+    for key, conv in biases.items():
+        conv.bias = nn.Parameter(tensors[key].to(conv.weight))
     model.load_state_dict(tensors, strict=False)
     channels_last_(model)
     return None if header["report"] is None else Report.from_dict(header["report"])
@@ -116,6 +127,16 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: got an unreadable or truncated file ({error}), expected safetensors") from error
+
+
+def _new_biases(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> dict[str, nn.Conv2d]:
+    """Convolutions without bias that have one of these since a batch norm was folded into them."""
+    convs = {key: modules.get(key.removesuffix(".bias")) for key in tensors if key.endswith(".bias")}
+    return {
+        key: conv
+        for key, conv in convs.items()
+        if isinstance(conv, nn.Conv2d) and conv.bias is None and tensors[key].shape == (conv.out_channels,)
+    }
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict]:

@@ -1,68 +1,152 @@
-"""Moves the ReLU that follows a compressed convolution into its kernel."""
+"""For serving: batch norms and ReLUs move into the convolutions that they follow."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from hscc_kernels.plan import DENSE
 
 from .conv2d import HSCConv2d
-from .surgery import unwrapped
+from .surgery import swap_, unwrapped
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def fuse_relu_(model: nn.Module) -> tuple[str, ...]:
-    """Lets each :class:`HSCConv2d` whose only reader is an ``nn.ReLU`` apply it in its own kernel, in place.
+class Folded(nn.Identity):
+    """In the place of a batch norm that a convolution has taken over: ``save`` and ``load_`` know it."""
 
-    The ``nn.ReLU`` becomes an ``nn.Identity``, so names and ``state_dict`` stay. A ReLU that is called more than once
-    or that shares its input with another reader stays as it is. What reads such a convolution from outside (a forward
-    hook, a feature extractor) sees rectified outputs from then on; this is why ``compress_`` does not do it unasked.
-    Of a model that ``torch.fx`` cannot trace the parts with a forward of their own are looked at, not containers, whose
-    parts the model may call by themselves; a warning names the rest.
 
-    Returns the names of the :class:`HSCConv2d`.
+def fuse_(model: nn.Module) -> tuple[str, ...]:
+    """Lets convolutions do what follows them, in place; for inference, as the batch norms are gone.
+
+    An ``nn.BatchNorm2d`` in evaluation mode that alone reads a convolution, factored or plain, is folded into its
+    numbers. An ``nn.ReLU`` that alone reads an :class:`HSCConv2d`, behind such a batch norm or not, is applied in its
+    kernel, and becomes an ``nn.Identity``. What is called more than once, or shares its input with another reader,
+    stays as it is. What reads such a convolution from outside (a forward hook, a feature extractor) sees other outputs
+    from then on; this is why ``compress_`` does not do it unasked. Of a model that ``torch.fx`` cannot trace the parts
+    with a forward of their own are looked at, not containers, whose parts the model may call by themselves; a warning
+    names the rest, and batch norms in training mode.
+
+    Returns the names of the convolutions.
     """
     model = unwrapped(model)
-    fused, missed = _fused(model, "", Counter(module for _, module in model.named_modules(remove_duplicate=False)))
-    for _, relu in fused:
-        model.set_submodule(relu, nn.Identity())
+    names = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    missed: dict[str, str] = {}
+    taken = tuple(_fused(model, "", names, missed))
     if missed:
         told = "; ".join(f"{name or 'the model itself'} ({reason})" for name, reason in missed.items())
-        warnings.warn(f"fuse_relu_ could not look into what torch.fx cannot trace: {told}", stacklevel=2)
-    return tuple(conv for conv, _ in fused)
+        warnings.warn(f"fuse_ left what it could not look into: {told}", stacklevel=2)
+    return taken
 
 
-def _fused(model: nn.Module, name: str, names: Mapping[nn.Module, int]) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """(names of a convolution and its ReLU, why some modules could not be traced), of the module of that name.
+@torch.no_grad()
+def _fused(model: nn.Module, name: str, names: Mapping[nn.Module, int], missed: dict[str, str]) -> Iterator[str]:
+    """Of the module of that name, each convolution that took something over; ``missed`` gets what was not seen.
 
     ``names`` counts those of each module: outside the whole model, one of several may be called elsewhere too.
     """
     part = model.get_submodule(name)
-    if not any(isinstance(module, HSCConv2d) for module in part.modules()) or isinstance(part, HSCConv2d):
-        return [], {}
+    if not any(isinstance(module, (HSCConv2d, nn.Conv2d)) for module in part.modules()) or not list(part.children()):
+        return
     try:
         if name and isinstance(part, _CONTAINERS):
             raise TypeError("a container, whose parts may be called by themselves")
         nodes = list(fx.Tracer().trace(part).nodes)
     except Exception as error:
-        below = [_fused(model, f"{name}.{child}".lstrip("."), names) for child, _ in part.named_children()]
-        missed = {name: str(error).partition("\n")[0] or type(error).__name__}
-        return [pair for pairs, _ in below for pair in pairs], missed | {n: r for _, m in below for n, r in m.items()}
-    modules = dict(part.named_modules(remove_duplicate=False))
-    calls = Counter(modules[node.target] for node in nodes if node.op == "call_module")
-    found = []
+        if any(isinstance(module, HSCConv2d) for module in part.modules()):
+            missed[name] = str(error).partition("\n")[0] or type(error).__name__
+        for child, _ in part.named_children():
+            yield from _fused(model, f"{name}.{child}".lstrip("."), names, missed)
+        return
+    graph = _Graph(part, nodes, names if name else {})
     for node in nodes:
-        conv, relu = _called(node, modules), _called(next(iter(node.users), None), modules)
-        if not isinstance(conv, HSCConv2d) or type(relu) is not nn.ReLU or len(node.users) > 1:
+        conv = graph.module(node)
+        if not isinstance(conv, (HSCConv2d, nn.Conv2d)):
             continue
-        if calls[conv] == calls[relu] == 1 and (not name or names[conv] == 1):
-            conv.activation = "relu"
-            found.append(tuple(f"{name}.{one.target}".lstrip(".") for one in (node, next(iter(node.users)))))
-    return found, {}
+        last, took = node, False
+        norm = graph.reader(last)
+        if type(norm) is nn.BatchNorm2d and norm.running_mean is not None and names[norm] == 1 and _folds(conv):
+            if norm.training:
+                missed[f"{name}.{graph.next(last).target}".lstrip(".")] = "a batch norm in training mode"
+                continue
+            _fold_(conv, norm)
+            last, took = graph.next(last), True
+            swap_(part, [last.target], Folded())
+        if isinstance(conv, HSCConv2d) and type(graph.reader(last)) is nn.ReLU:
+            conv.activation, took = "relu", True
+            swap_(part, [graph.next(last).target], nn.Identity())
+        if took:
+            yield f"{name}.{node.target}".lstrip(".")
 
 
-def _called(node: fx.Node | None, modules: dict[str, nn.Module]) -> nn.Module | None:
-    return modules[node.target] if node is not None and node.op == "call_module" else None
+class _Graph:
+    """A traced module: who alone reads a node."""
+
+    def __init__(self, part: nn.Module, nodes: list[fx.Node], names: Mapping[nn.Module, int]) -> None:
+        self.modules = dict(part.named_modules(remove_duplicate=False))
+        self.calls = Counter(self.modules[node.target] for node in nodes if node.op == "call_module")
+        self.names = names
+
+    def module(self, node: fx.Node | None) -> nn.Module | None:
+        """That a node calls, where nothing else does."""
+        if node is None or node.op != "call_module":
+            return None
+        module = self.modules[node.target]
+        return module if self.calls[module] == 1 and self.names.get(module, 1) == 1 else None
+
+    def next(self, node: fx.Node) -> fx.Node | None:
+        return next(iter(node.users)) if len(node.users) == 1 else None
+
+    def reader(self, node: fx.Node) -> nn.Module | None:
+        return self.module(self.next(node))
+
+
+def _folds(conv: HSCConv2d | nn.Conv2d) -> bool:
+    """Whether its outputs can be scaled by scaling its numbers."""
+    if isinstance(conv, HSCConv2d):
+        uses = Counter(row for rows, *_ in _clusters(conv) for row in rows.tolist())
+        return conv.activation == "none" and all(uses[row] == 1 for rows, _ in _dense(conv) for row in rows.tolist())
+    return type(conv) is nn.Conv2d and set(conv._parameters) == {"weight", "bias"} and conv.weight is not None
+
+
+def _fold_(conv: HSCConv2d | nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    ones = torch.ones_like(norm.running_mean)
+    gamma, beta = ones if norm.weight is None else norm.weight, 0 * ones if norm.bias is None else norm.bias
+    statistics = norm.running_mean, norm.running_var, norm.eps, gamma, beta
+    if not isinstance(conv, HSCConv2d):
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+        return
+    scale, shift = fuse_conv_bn_weights(ones[:, None], 0 * ones, *statistics)
+    scale, shift = scale[:, 0].to(conv.bias), shift.to(conv.bias)
+    conv.bias.mul_(scale).add_(shift)
+    for rows, channels in _dense(conv):
+        conv.v[rows] *= scale[channels, None]
+    for block, channels in _second_stages(conv):
+        block *= scale[channels]
+
+
+def _clusters(conv: HSCConv2d) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """(rows, channels, where U starts) of each cluster."""
+    for item in conv.plan.work_items():
+        for cluster in conv.plan.cluster_items(item):
+            first = item.row_start + cluster.row_start
+            channels = conv.channels[item.region, cluster.channel_start : cluster.channel_start + cluster.channel_count]
+            yield conv.rows[first : first + cluster.rank].long(), channels.long(), cluster.u_start
+
+
+def _dense(conv: HSCConv2d) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rows, channels) of clusters without second stage."""
+    return ((rows, channels) for rows, channels, start in _clusters(conv) if start == DENSE)
+
+
+def _second_stages(conv: HSCConv2d) -> Iterator[tuple[Tensor, Tensor]]:
+    """(U as a view (rank, channels), channels) of the others."""
+    for rows, channels, start in _clusters(conv):
+        if start != DENSE:
+            yield conv.u[start : start + len(rows) * len(channels)].view(len(rows), len(channels)), channels

@@ -183,10 +183,8 @@ def test_balf_keeps_as_much_energy_as_the_budget_allows(net, data) -> None:
     plan = hscc.plan(net, data, config("balf", 3))
     assert plan.report().flop_reduction >= 3
     layers = plan.layers.values()
-    choices = [
-        [(baselines.Options.of(layer).missed[i], cost[0]) for i, cost in enumerate(baselines.Options.of(layer).costs)]
-        for layer in layers
-    ]
+    options = [baselines.Options.of(layer) for layer in layers]
+    choices = [[*zip(option.missed, option.costs[:, 0], strict=True)] for option in options]
     limit = sum(layer.dense.flops for layer in layers) / 3
     best = min(sum(m for m, _ in some) for some in itertools.product(*choices) if sum(f for _, f in some) <= limit)
     assert sum(layer.missed for layer in layers) == pytest.approx(best, abs=0.02)
