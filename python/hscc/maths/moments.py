@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+CONSTANT = 1e-6  # of the square of the mean: a smaller variance is rounding, as products are float32
+
 
 @dataclass
 class Profile:
@@ -163,13 +165,11 @@ class Moments:
         seen = self.count[index].item()
         count = max(seen, 1.0)
         mean, target = self.total[index] / count, self.target_total[index] / count
-        return RegionMoments(
-            seen,
-            mean + self.shift[index],
-            self.outer[index] / count - torch.outer(mean, mean),
-            target + self.target_shift[index],
-            self.cross[index] / count - torch.outer(target, mean),
-        )
+        covariance = self.outer[index] / count - torch.outer(mean, mean)
+        varies = (covariance.diagonal() > CONSTANT * mean.square()).to(covariance)
+        covariance *= torch.outer(varies, varies)
+        cross = (self.cross[index] / count - torch.outer(target, mean)) * varies if self.paired else covariance
+        return RegionMoments(seen, mean + self.shift[index], covariance, target + self.target_shift[index], cross)
 
 
 @dataclass

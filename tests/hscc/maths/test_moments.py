@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hscc.maths import factors
 from hscc.maths.moments import Moments, Profile
 
 Y = torch.randn(12, 5, 4, 3) * torch.rand(5, 1, 1) + 7.0
@@ -97,3 +98,28 @@ def test_moments_of_equal_outputs_are_held_once() -> None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="expected paired moments"):
         single.add(Y, Y + 1)
+
+
+def test_values_that_do_not_vary_have_no_moments_of_rounding() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 5, 5) + 3
+    x[:, 1] = 1.2345  # whose float32 squares do not add up to the square of its mean
+    paired = Moments.empty(torch.zeros(25, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.float64), width=3)
+    for part in x.split(16):
+        paired.add(part, part[:, :2] * 2)
+    one = paired.region(0)
+    assert not one.covariance[1].any()
+    assert not one.covariance[:, 1].any()
+    assert not one.cross[:, 1].any()
+    torch.testing.assert_close(one.covariance[0, 0].item(), x[:, 0].double().var(correction=0).item(), rtol=1e-5, atol=0)
+
+
+def test_a_region_where_nothing_varies_can_be_fitted() -> None:
+    values = torch.full((16, 4, 3, 3), 0.7)
+    moments = Moments.empty(torch.zeros(9, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.float64), width=4)
+    for _ in range(7):
+        moments.add(values, values)
+    dense = torch.randn(4, 4, dtype=torch.float64)
+    every, plain = torch.arange(4), factors.Metric.plain(4, dense)
+    full = factors.from_regression(moments.region(0), every, plain, factors.Ridge(1e-3, dense))
+    assert torch.isfinite(full.a).all()
