@@ -1,6 +1,7 @@
 """The Markdown tables of docs/performance.md from result files: ``python -m bench.tables FILE.json [FILE.json ...]``.
 
-Of several files of layers the first one's layers are listed, and the means of all of them side by side.
+Of several files of layers the first one's layers are listed, and the means of all of them side by side; files of whole
+networks make one table.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from pathlib import Path
 
 from .kernels.cases import LAYERS, SHORT
 from .kernels.layers import geomean
+from .kernels.peers import EAGER
 
 Rows = dict[tuple[str, str], dict]  # by layer and "R4 5.3x"
+PEERS = ("eager", "fp32", "int8")  # what whole networks are compared with, the best of each
 
 
 def line(*cells: object) -> str:
@@ -98,11 +101,39 @@ def networks(cases: list[dict]) -> list[str]:
                  ", ".join(f"{ms:.2f}" for ms in group[0]["peers"].values()), "", "", ""),
         ]  # fmt: skip
         for case in group:
-            own = ", ".join(f"{case[f'{way}_ms']:.2f}" for way in ("eager", "compiled", "aot"))
+            own = ", ".join(f"{case[f'{way}_ms']:.2f}" for way in ("eager", "compiled", "aot") if f"{way}_ms" in case)
             fewer = f"{case['flop_reduction']:.2f}x fewer", f"{case['param_reduction']:.2f}x fewer"
             faster = f"{case['speedup_over_best_dense']:.2f}x", f"{case['eta']:.2f}", f"{case['speedup_over_all']:.2f}x"
             lines.append(line(case["name"], *fewer, f"{100 * case['difference']:+.2f}", own, *faster))
         lines.append("")
+    return lines
+
+
+def wholes(cases: list[dict]) -> list[str]:
+    """A row for each compressed network, by its fastest way, beside the fastest dense way in float32 and in 8 bits.
+
+    Errors are relative to the dense output and, in brackets, to how far that moves from image to image.
+    """
+    lines = [
+        line("network", "batch", "threads", "FLOPs", "error ours / int8", "ms: ours", "eager", "fp32", "int8",
+             "faster than eager", "fp32", "int8", "eta"),
+        "|---" * 13 + "|",
+    ]  # fmt: skip
+    for key in dict.fromkeys((case["network"], case["batch"], case["threads"]) for case in cases):
+        group = [c for c in cases if (c["network"], c["batch"], c["threads"]) == key and usable(c)]
+        kinds = {kind: [c for c in group if c["kind"] == kind] for kind in ("fp32", "int8", "ours")}
+        kinds["eager"] = [case for case in kinds["fp32"] if case["name"] in EAGER]
+        best = {kind: min(of, key=lambda case: case["ms"]) for kind, of in kinds.items() if of}
+        peers = [f"{best[kind]['ms']:.2f} {best[kind]['name']}" if kind in best else "" for kind in PEERS]
+        for name in dict.fromkeys(case["name"].split()[0] for case in kinds["ours"]):
+            own = min((c for c in kinds["ours"] if c["name"].split()[0] == name), key=lambda case: case["ms"])
+            errors = " / ".join(
+                f"{case['error']:.2f} ({case['error_images']:.2f})" for case in (own, best.get("int8")) if case
+            )
+            faster = [f"{own[f'over_{kind}']:.2f}x" if kind in best else "" for kind in PEERS]
+            ours = f"{own['ms']:.2f} {own['name'].split()[1]}"
+            fewer = f"{own['flop_reduction']:.2f}x fewer"
+            lines.append(line(*key, fewer, errors, ours, *peers, *faster, f"{own['eta']:.2f}"))
     return lines
 
 
@@ -119,6 +150,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{file.stem}: {head['machine']}, {head['threads']} threads, batch {head['batch']}, ", end="")
         print(f"{head['peak_gflops']} GFLOP/s in registers, commit {head['commit']}, {head['date']}")
     print()
+    if "kind" in results[0]["cases"][0]:
+        print("\n".join(wholes([case for result in results for case in result["cases"]])))
+        return 0
     if "way" in results[0]["cases"][0]:
         print("\n".join(row for result in results for row in networks(result["cases"])))
         return 0

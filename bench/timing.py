@@ -145,7 +145,7 @@ def header(
 ) -> dict[str, object]:
     """Machine, versions and commit, for a JSON file that has to speak for itself later."""
     packages = {}
-    for name in ("torch", "triton", "onnxruntime", "openvino", "numpy"):
+    for name in ("torch", "triton", "onnxruntime", "openvino", "nncf", "numpy"):
         try:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

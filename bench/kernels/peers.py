@@ -10,6 +10,7 @@ import copy
 import importlib.util
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from .cases import Layer
 
 Calls = dict[str, Callable[[], object]]
+EAGER = ("torch", "torch_channels_last")
 HAS_ONNX = importlib.util.find_spec("onnx") is not None
 HAS_ORT = HAS_ONNX and importlib.util.find_spec("onnxruntime") is not None
 HAS_OPENVINO = HAS_ONNX and importlib.util.find_spec("openvino") is not None
@@ -92,35 +94,51 @@ def onnx_model(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer) -> 
     return model.SerializeToString()
 
 
+class Bound(NamedTuple):
+    """A call of a runtime whose input and output are bound once, and the output of the last call, (N, ...)."""
+
+    run: Callable[[], object]
+    read: Callable[[], Tensor]
+
+
+def onnxruntime_bound(model: bytes, x: Tensor, threads: int) -> Bound:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x.contiguous().numpy()))
+    binding.bind_output(session.get_outputs()[0].name)
+    return Bound(lambda: session.run_with_iobinding(binding), lambda: torch.tensor(binding.copy_outputs_to_cpu()[0]))
+
+
+def openvino_bound(model: object, x: Tensor, threads: int) -> Bound:
+    """Of an ``openvino.Model``, or of an ONNX graph's bytes."""
+    import openvino
+
+    hints = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    core = openvino.Core()
+    model = core.read_model(model) if isinstance(model, bytes) else model
+    request = core.compile_model(model, "CPU", hints).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(x.contiguous().numpy(), shared_memory=True))
+    return Bound(request.infer, lambda: torch.tensor(request.get_output_tensor().data))
+
+
+def runtimes(model: bytes, x: Tensor, threads: int) -> dict[str, Bound]:
+    """ONNX Runtime and OpenVINO on ``threads`` threads, those that are installed."""
+    bound = {"onnxruntime": (HAS_ORT, onnxruntime_bound), "openvino": (HAS_OPENVINO, openvino_bound)}
+    return {name: bind(model, x, threads) for name, (here, bind) in bound.items() if here}
+
+
 def runtime_calls(model: bytes, x: Tensor, threads: int) -> Calls:
-    """ONNX Runtime and OpenVINO on ``threads`` threads, input and output bound once."""
-    calls: Calls = {}
-    data = x.contiguous().numpy()
-    if HAS_ORT:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        binding = session.io_binding()
-        binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(data))
-        binding.bind_output(session.get_outputs()[0].name)
-        calls["onnxruntime"] = lambda: session.run_with_iobinding(binding)
-    if HAS_OPENVINO:
-        import openvino
-
-        hints = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        core = openvino.Core()
-        request = core.compile_model(core.read_model(model), "CPU", hints).create_infer_request()
-        request.set_input_tensor(openvino.Tensor(data, shared_memory=True))
-        calls["openvino"] = request.infer
-    return calls
+    return {name: bound.run for name, bound in runtimes(model, x, threads).items()}
 
 
 def all_peers(x: Tensor, weights: list[Tensor], bias: Tensor, layer: Layer, threads: int, compiled: bool) -> Calls:

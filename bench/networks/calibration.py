@@ -19,11 +19,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from ..accuracy import study
+from ..accuracy import examples
 from ..timing import header
 from .models import MODELS
 
-NETWORKS = {**MODELS, "alexnet": lambda: study.example("brain_mri")[0]}
+NETWORKS = {**MODELS, "alexnet": lambda: examples.network("brain_mri")[0]}
 
 
 class Images:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -79,9 +80,52 @@ def vgg16() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
 
 
+class UNet(nn.Module):
+    """segmentation_models_pytorch's Unet("resnet18"): (N, 3, H, W), multiples of 32, to (N, 1, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        encoder = resnet((2, 2, 2, 2), bottleneck=False)
+        self.downs = nn.ModuleList(encoder[a:b] for a, b in ((0, 3), (3, 6), (6, 8), (8, 10), (10, 12)))
+        self.ups, inputs = nn.ModuleList(), 512
+        for width, skip in ((256, 256), (128, 128), (64, 64), (32, 64), (16, 0)):
+            layers = [*conv(inputs + skip, width, 3), nn.ReLU(inplace=True)]
+            self.ups.append(nn.Sequential(*layers, *conv(width, width, 3), nn.ReLU(inplace=True)))
+            inputs = width
+        self.head = nn.Conv2d(inputs, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for down in self.downs:
+            x = down(x)
+            skips.append(x)
+        for up, skip in zip(self.ups, [*skips[-2::-1], None], strict=True):
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = up(x if skip is None else torch.cat([x, skip], 1))
+        return self.head(x)
+
+
+@torch.no_grad()
+def settled(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """The model with random weights whose activations neither vanish nor explode, its batch norms' statistics those of
+    the batches (N, 3, H, W), and their scales and shifts unlike 1 and 0, so that leaving them out shows."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over the batches
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    model.train()
+    for batch in batches:
+        model(batch)
+    return model.eval()
+
+
 MODELS = {
     "resnet18": lambda: resnet((2, 2, 2, 2), bottleneck=False),
     "resnet50": lambda: resnet((3, 4, 6, 3), bottleneck=True),
     "densenet121": densenet121,
     "vgg16": vgg16,
+    "unet": UNet,
 }

@@ -18,7 +18,7 @@ from torch._inductor import aoti_compile_and_package, aoti_load_package, config
 
 from hscc_kernels import testing
 
-from ..accuracy import study
+from ..accuracy import examples, study
 from ..kernels.layers import DTYPES
 from ..kernels.peers import HAS_ONNX, Calls, runtime_calls, torch_calls
 from ..timing import header, interleaved, keep_freed_memory, ratio
@@ -30,13 +30,13 @@ WAYS = ("eager", "compiled", "aot")  # of running a compressed model
 
 def compressed(flops: float, params: float | None, calibration: int, dtype: torch.dtype) -> tuple[nn.Module, dict]:
     """The network that the accuracy study tests at these reductions, its ReLUs fused, and what it is."""
-    dense, spec, _ = study.example(DATA)
+    dense, spec, _ = examples.network(DATA)
     cell = study.Cell(DATA, "hscc", flops, params, calibration)
-    model, pixels = copy.deepcopy(dense), study.images(DATA, "calibration", calibration, cell.seed)[0]
+    model, pixels = copy.deepcopy(dense), examples.images(DATA, "calibration", calibration, cell.seed)[0]
     report = hscc.compress_(model, study.batches(pixels, spec), cell.config(), show_progress=True)
     hscc.fuse_(model)
     model = model.to(dtype, memory_format=torch.channels_last)
-    before, after = study.dense_hits(DATA, cell.seed), study.hits(model, DATA, cell.seed, True)
+    before, after = study.dense_scores(DATA, cell.seed), study.scores(model, DATA, cell.seed, True)
     return model, {
         "flop_reduction": round(report.flop_reduction, 3),
         "param_reduction": round(report.parameter_reduction, 3),
@@ -103,7 +103,7 @@ def own_calls(model: nn.Module, x: Tensor, compiled: bool) -> Calls:
 
 def measure(models: dict[str, tuple[nn.Module, dict]], x: Tensor, threads: int, compiled: bool, rounds: int):
     """A row for each compressed model (by name, with what it is), timed in turn with the dense peers."""
-    dense = copy.deepcopy(study.example(DATA)[0]).to(x.dtype)
+    dense = copy.deepcopy(examples.network(DATA)[0]).to(x.dtype)
     torch._dynamo.reset()
     peers: Calls = torch_calls(dense, x, compiled)
     if compiled:
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     head, rows = header(args.threads, args.batch, dtype=dtype), []
     print(json.dumps(head))
-    pixels, spec = study.images(DATA, "calibration", args.calibration, 0)[0], study.example(DATA)[1]
+    pixels, spec = examples.images(DATA, "calibration", args.calibration, 0)[0], examples.network(DATA)[1]
     for batch in args.batch:
         x = spec.preprocess(pixels[:batch]).to(dtype)
         rows += measure(models, x, args.threads, not args.no_compile, args.rounds)
