@@ -14,9 +14,8 @@ from hscc_kernels import PackedPlan
 
 from ..nn.chain import ConvChain
 from ..nn.conv2d import HSCConv2d
-from ..nn.fuse import Folded
 from ..nn.projection import Projection, SqueezedConv2d
-from ..nn.surgery import channels_last_, inherit, swap_, unwrapped
+from ..nn.surgery import Folded, channels_last_, inherit, swap_, unwrapped
 from ..report import Report
 
 _KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 2

@@ -13,13 +13,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from hscc_kernels.plan import DENSE
 
 from .conv2d import HSCConv2d
-from .surgery import swap_, unwrapped
+from .surgery import Folded, swap_, unwrapped
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-class Folded(nn.Identity):
-    """In the place of a batch norm that a convolution has taken over: ``save`` and ``load_`` know it."""
 
 
 def fuse_(model: nn.Module) -> tuple[str, ...]:

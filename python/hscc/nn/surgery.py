@@ -37,6 +37,10 @@ class Targets:
             self.skipped[name] = reason
 
 
+class Folded(nn.Identity):
+    """In the place of a batch norm that a convolution has taken over: ``save`` and ``load_`` know it."""
+
+
 def find(model: nn.Module, skip: Sequence[str] = ()) -> Targets:
     """Sorts the model's convolutions into those that can be compressed and those that cannot, with the reason.
 

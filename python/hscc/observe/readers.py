@@ -65,6 +65,49 @@ class Reader(NamedTuple):
         return torch.where(self.scale == 0, 0.0, change / self.scale)
 
 
+class _Call(NamedTuple):
+    """A call of one of PyTorch's functions."""
+
+    function: Any
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def bound(self, signature: inspect.Signature) -> dict[str, Any]:
+        """Its arguments by name, defaults too."""
+        call = signature.bind(*self.args, **self.kwargs)
+        call.apply_defaults()
+        return call.arguments
+
+    @property
+    def top(self) -> float | None:
+        """Where it clips: infinity for a ReLU; None where it is none."""
+        if self.function in _RELU:
+            return math.inf
+        if self.function is F.relu6:
+            return 6.0
+        if self.function is F.hardtanh:
+            limits = self.bound(_HARDTANH)
+            return float(limits["max_val"]) if limits["min_val"] == 0 else None
+        return None
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift (O, 1, 1) of ``F.batch_norm``; None for another and where it looks at the batch."""
+        if self.function is not F.batch_norm:
+            return None
+        _, mean, variance, weight, bias, training, _, eps = self.bound(_BATCH_NORM).values()
+        if training or mean is None:
+            return None
+        scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
+        shift = (0 if bias is None else bias) - mean * scale
+        return scale[:, None, None], shift[:, None, None]
+
+    def added(self, tensor: Tensor) -> Tensor | None:
+        """What it adds to a tensor, of the same shape."""
+        others = [t for t in self.args if isinstance(t, Tensor) and t is not tensor and t.shape == tensor.shape]
+        return others[0] if self.function in _ADD and not self.kwargs and len(self.args) == 2 and others else None
+
+
 @dataclass
 class _Output:
     """One output of a convolution on its way: it goes on as what a batch norm, then a sum, makes of it."""
@@ -107,10 +150,10 @@ class _Watch(TorchFunctionMode):
             self.places[value] = value._version, [*same, (self.age, where)]
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        read = [(t, *self.seen[t]) for t in tensors((args, kwargs)) if t in self.seen]
-        steps = [self._step(function, args, kwargs, *one) for one in read]  # before anything is changed in place
-        result = function(*args, **kwargs)
+        call = _Call(function, args, kwargs or {})
+        read = [(t, *self.seen[t]) for t in tensors((call.args, call.kwargs)) if t in self.seen]
+        steps = [self._step(call, *one) for one in read]  # before anything is changed in place
+        result = function(*args, **call.kwargs)
         for (tensor, output, gone), step in zip(read, steps, strict=True):
             if isinstance(step, Reader):
                 output.reader, output.steps = step, output.steps + 1
@@ -123,27 +166,26 @@ class _Watch(TorchFunctionMode):
                 output.others, output.early = True, output.early or gone < output.steps
         return result
 
-    def _step(self, function, args, kwargs, tensor: Tensor, output: _Output, gone: int) -> Reader | float | None:
+    def _step(self, call: _Call, tensor: Tensor, output: _Output, gone: int) -> Reader | float | None:
         """What an output goes on as, or where a ReLU clips it; None: it is read by something else."""
         if gone < output.steps:
             return None
-        if (top := _top(function, args, kwargs)) is not None:
-            return top
+        if call.top is not None:
+            return call.top
         if output.tops or output.others or output.reader.beside:
             return None
-        if affine := _affine(function, args, kwargs):
+        if affine := call.affine:
             scale, shift = affine
             return Reader(output.reader.scale * scale, output.reader.shift * scale + shift)
-        besides = self._besides(function, args, kwargs, tensor, output.age)
+        besides = self._places_of(call.added(tensor), output.age)
         return output.reader._replace(beside=besides) if besides else None
 
-    def _besides(self, function, args, kwargs, tensor: Tensor, age: int) -> tuple[Beside, ...]:
-        """Places of what is added, where it is there before the output and unchanged since."""
-        others = [t for t in args if isinstance(t, Tensor) and t is not tensor and t.shape == tensor.shape]
-        if function not in _ADD or kwargs or len(args) != 2 or len(others) != 1 or others[0] not in self.places:
+    def _places_of(self, value: Tensor | None, age: int) -> tuple[Beside, ...]:
+        """Where a tensor is before an output of that age, if unchanged since."""
+        if value is None or value not in self.places:
             return ()
-        version, places = self.places[others[0]]
-        return tuple(where for seen, where in places if seen < age) if version == others[0]._version else ()
+        version, places = self.places[value]
+        return tuple(where for seen, where in places if seen < age) if version == value._version else ()
 
 
 def find(model: nn.Module, calibration: Calibration, names: Iterable[str]) -> dict[str, Reader]:
@@ -195,30 +237,3 @@ def _common(outputs: list[_Output], calls: Counter[str]) -> Reader | None:
     if not all(torch.equal(a, b) for r in readers for a, b in zip(r[:2], first[:2], strict=True)):
         return None
     return first if len({r.top for r in readers}) == 1 else first._replace(top=None)
-
-
-def _top(function, args, kwargs) -> float | None:
-    """Where a function clips: infinity for a ReLU; None for a function that is none."""
-    if function in _RELU:
-        return math.inf
-    if function is F.relu6:
-        return 6.0
-    if function is F.hardtanh:
-        call = _HARDTANH.bind(*args, **kwargs)
-        call.apply_defaults()
-        return float(call.arguments["max_val"]) if call.arguments["min_val"] == 0 else None
-    return None
-
-
-def _affine(function, args, kwargs) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift (O, 1, 1) of ``F.batch_norm``; None for another function and where it looks at the batch."""
-    if function is not F.batch_norm:
-        return None
-    call = _BATCH_NORM.bind(*args, **kwargs)
-    call.apply_defaults()
-    _, mean, variance, weight, bias, training, _, eps = call.arguments.values()
-    if training or mean is None:
-        return None
-    scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
-    shift = (0 if bias is None else bias) - mean * scale
-    return scale[:, None, None], shift[:, None, None]

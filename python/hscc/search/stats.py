@@ -56,21 +56,15 @@ class LayerStats:
 
     @classmethod
     def begun(
-        cls,
-        name: str,
-        conv: nn.Conv2d,
-        profile: Profile,
-        config: Config,
-        seen: Sensitivity | None,
-        reader: Reader | None,
+        cls, name: str, conv: nn.Conv2d, profile: Profile, seen: Sensitivity | None, config: Config
     ) -> LayerStats:
         """Without moments yet; ``seen`` None: all channels and positions count the same."""
         cells = regions.split(profile, config.region_method, _most_cells(conv, profile, config), config.seed)
         gram, weights = torch.eye(conv.out_channels).to(profile.total), torch.ones(cells.count).to(profile.total)
         if seen is not None and seen.energy.any():
             scale = 4.0 ** -round(math.log(seen.gram.diagonal().mean(), 4))  # so that factors are of the weights' size
-            gram, weights = floored(scale * seen.gram, _units(reader, seen.gram)), _weights(seen.energy, cells)
-        return cls(name, conv, profile, cells, gram, weights, reader)
+            gram, weights = scale * seen.gram, _weights(seen.energy, cells)
+        return cls(name, conv, profile, cells, gram, weights)
 
     @property
     def positions(self) -> int:
@@ -159,10 +153,11 @@ def look(
     """Statistics of every profiled layer, in the order in which they run; and warnings."""
     convs, inputs, outers = {name: layers[name] for name in profiles}, {}, {}
     _check_memory(convs, profiles, config, calibration.device)
-    seen, warnings = _sensitivities(model, calibration, convs, profiles, config)
     read = readers.find(model, calibration, convs)
+    seen, warnings = _sensitivities(model, calibration, convs, profiles, config)
+    seen = {name: one._replace(gram=floored(one.gram, _units(read.get(name), one.gram))) for name, one in seen.items()}
     begun = {
-        name: LayerStats.begun(name, convs[name], profile, config, seen.get(name), read.get(name))
+        name: LayerStats.begun(name, convs[name], profile, seen.get(name), config)
         for name, profile in calibration.track(profiles.items(), "cells")
     }
     if config.searches:
@@ -175,7 +170,7 @@ def look(
     }
     calibrate.moments(model, calibration, convs, moments, {name: frame.into for name, frame in frames.items()})
     stats = {
-        name: replace(layer, frame=frames[name], moments=moments[name], inputs=inputs.get(name))
+        name: replace(layer, frame=frames[name], moments=moments[name], inputs=inputs.get(name), reader=read.get(name))
         for name, layer in begun.items()
     }
     return stats, warnings

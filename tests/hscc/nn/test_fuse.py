@@ -9,7 +9,7 @@ import hscc
 import pytest
 import torch
 from hscc.nn.conv2d import HSCConv2d
-from hscc.nn.fuse import Folded
+from hscc.nn.surgery import Folded
 from torch import nn
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors
