@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,26 +48,48 @@ class Values:
         basis = Basis.patches(rows) if patched else Basis.outputs(rows, bias)
         return cls(conv, squeeze.layer() if squeeze else None, basis, patched)
 
-    def parts(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """x (N, C, H, W), y (N, O, Ho, Wo), few images at a time, and between them their values (n, X, Ho, Wo)."""
+    def parts(self, x: Tensor, y: Tensor, known: tuple[Tensor, ...] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """x (N, C, H, W) as its values (n, X, Ho, Wo), and y (N, O, Ho, Wo), few images at a time.
+
+        Values that are ``known`` are not made again.
+        """
         count = max(1, AT_A_TIME // (len(self.basis.weight) * y.shape[2:].numel()))
-        for part, wanted in zip(x.split(count), y.split(count), strict=True):
-            inputs = part if self.squeeze is None else self.squeeze(part)
-            yield patches(self.conv, inputs) if self.patched else self.conv(inputs), wanted
+        made = known or (self._values(part) for part in x.split(count))
+        yield from zip(made, y.split(count), strict=True)
+
+    def _values(self, x: Tensor) -> Tensor:
+        inputs = x if self.squeeze is None else self.squeeze(x)
+        return patches(self.conv, inputs) if self.patched else self.conv(inputs)
+
+
+class Sample(NamedTuple):
+    """Of a layer: its input in the student, its output in the dense model, what a sum adds to it in either, and the
+    values of ``Values.parts``, where they are not cheap."""
+
+    x: Tensor
+    y: Tensor
+    sums: Sums
+    values: tuple[Tensor, ...] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is kept for it alone."""
+        return self.x.nbytes + self.y.nbytes + sum(t.nbytes for t in self.values or ())
 
 
 @dataclass
 class Samples:
-    """Of a layer: its input in the student, its output in the dense model and what a sum adds to it in either, up to
-    :data:`KEPT` bytes of the first two."""
+    """Up to :data:`KEPT` bytes of them; the values of later ones are made anew."""
 
-    triples: list[tuple[Tensor, Tensor, Sums]] = field(default_factory=list)
+    kept: list[Sample] = field(default_factory=list)
     bytes: int = 0
 
-    def add(self, x: Tensor, y: Tensor, sums: Sums) -> None:
-        self.bytes += x.nbytes + y.nbytes
-        if self.bytes <= KEPT:
-            self.triples.append((x, y, sums))
+    def add(self, sample: Sample) -> None:
+        for one in (sample, sample._replace(values=None)):
+            if self.bytes + one.nbytes <= KEPT:
+                self.bytes += one.nbytes
+                self.kept.append(one)
+                return
 
 
 def fit(pairs: Pairs, layer: LayerPlan, config: Config) -> HSCConv2d | SqueezedConv2d:
@@ -90,9 +113,11 @@ def gather(pairs: Pairs, layer: LayerPlan, values: Values) -> tuple[Moments, Sam
     moments = stats.empty(stats.frame, width=len(values.basis.weight))
 
     def see(x: Tensor, y: Tensor, sums: Sums) -> None:
-        samples.add(x, y, sums)
+        found = []
         for seen, wanted in values.parts(x, y):
             moments.add(seen, project(wanted, stats.frame.into))
+            found.append(seen)
+        samples.add(Sample(x, y, sums, None if values.patched else tuple(found)))
 
     pairs.visit(stats.name, stats.profile.calls, see)
     calibrate.sum_({stats.name: moments})
@@ -109,9 +134,9 @@ def _behind(
     """
     total, cross = torch.zeros_like(moments.target_total), torch.zeros_like(moments.cross)
     change = replace(moments, target_total=total, cross=cross)
-    for x, y, sums in samples.triples:
+    for x, y, sums, known in samples.kept:
         if sums or not reader.beside:
-            for seen, further in values.parts(x, reader.change(y, fitted(x), sums)):
+            for seen, further in values.parts(x, reader.change(y, fitted(x), sums), known):
                 change.add_change(seen, project(further, into))
     distributed.sum_(total, cross)
     return replace(moments, target_total=moments.target_total + total, cross=moments.cross + cross)

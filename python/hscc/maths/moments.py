@@ -120,12 +120,15 @@ class Moments:
     def paired(self) -> bool:
         return self.cross is not self.outer
 
-    def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """x (N, X, Ho, Wo) computable, y (N, O, Ho, Wo) wanted; y None: the same, and must be where not paired."""
+    def add(self, x: Tensor, y: Tensor | list[Tensor] | None = None) -> None:
+        """x (N, X, Ho, Wo) computable, y (N, O, Ho, Wo) wanted, or what :meth:`wanted` made of it.
+
+        y None: the same, and must be where not paired.
+        """
         if y is not None and not self.paired:
             raise ValueError("moments: got wanted outputs of their own, expected paired moments for that")
         x_parts = self._split(x, self.shift)
-        y_parts = x_parts if y is None else self._split(y, self.target_shift)
+        y_parts = x_parts if y is None else y if isinstance(y, list) else self.wanted(y)
         for region, (x_r, y_r) in enumerate(zip(x_parts, y_parts, strict=True)):
             outer = (x_r.T @ x_r).double()
             self.count[region] += x_r.shape[0]
@@ -134,6 +137,10 @@ class Moments:
             if self.paired:
                 self.target_total[region] += y_r.sum(0, dtype=torch.float64)
                 self.cross[region] += outer if y is None else (y_r.T @ x_r).double()
+
+    def wanted(self, y: Tensor) -> list[Tensor]:
+        """Of each region, for several moments of one map with the same shift."""
+        return self._split(y, self.target_shift)
 
     def add_change(self, x: Tensor, change: Tensor) -> None:
         """Of the wanted outputs (N, O, Ho, Wo) of samples x that were added before."""
@@ -198,12 +205,22 @@ class SplitMoments:
     def sums(self) -> tuple[Tensor, ...]:
         return tuple(total for half in self.halves for total in half.sums)
 
-    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+    def add(self, x: Tensor, y: Tensor | list[list[Tensor]] | None = None) -> None:
         """x, y: (N, O, Ho, Wo) as for :class:`Moments`; every other sample goes to the other half."""
-        first = self.seen % 2
-        for start, half in enumerate((self.halves[first], self.halves[1 - first])):
-            half.add(x[start::2], None if y is None else y[start::2])
+        wanted = (None, None) if y is None else y if isinstance(y, list) else self.wanted(y)
+        for start, (half, part) in enumerate(zip(self._order, wanted, strict=True)):
+            half.add(x[start::2], part)
         self.seen += x.shape[0]
+
+    def wanted(self, y: Tensor) -> list[list[Tensor]]:
+        """As that of :class:`Moments`, of the samples that come next."""
+        return [half.wanted(y[start::2]) for start, half in enumerate(self._order)]
+
+    @property
+    def _order(self) -> tuple[Moments, Moments]:
+        """The half that the next sample goes to, and the other."""
+        first = self.seen % 2
+        return self.halves[first], self.halves[1 - first]
 
 
 def pooled(parts: Sequence[RegionMoments]) -> RegionMoments:

@@ -55,14 +55,18 @@ class Reader(NamedTuple):
         y (N, O, Ho, Wo) are outputs in the dense model, ``now`` those in the student; ``sums`` what is added there and
         in the student.
         """
-        theirs, ours = sums or (0.0, 0.0)
-        wanted, change = self.scale * y + self.shift + theirs, theirs - ours
+        wanted = torch.addcmul(self.shift, self.scale, y)
+        change = torch.zeros_like(wanted)
+        if sums:
+            theirs, ours = sums
+            wanted, change = wanted + theirs, theirs - ours
         if self.top is not None:
-            got = self.scale * now + self.shift + ours
-            equal = torch.where(wanted > 0, wanted, got.clamp_max(0))
-            equal = torch.where(wanted < self.top, equal, got.clamp_min(self.top))
-            change = change + (equal - wanted)
-        return torch.where(self.scale == 0, 0.0, change / self.scale)
+            got = torch.addcmul(self.shift, self.scale, now)
+            got = got + ours if sums else got
+            change = change + (got.clamp_max(0) - wanted).masked_fill_(wanted > 0, 0)
+            if math.isfinite(self.top):
+                change += (got.clamp_min_(self.top) - wanted).masked_fill_(wanted < self.top, 0)
+        return change.div_(self.scale).masked_fill_(self.scale == 0, 0)
 
 
 class _Call(NamedTuple):

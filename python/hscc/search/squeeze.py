@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,9 +37,14 @@ class Squeeze:
         weight = self.conv.weight
         return Projection(self.projection.T.to(weight).contiguous()).requires_grad_(weight.requires_grad)
 
-    def module(self) -> nn.Sequential:
-        """What the dense layer becomes when only its inputs are projected."""
-        return nn.Sequential(self.layer(), self.conv)
+    def inside(self, into: Tensor) -> tuple[Projection, nn.Conv2d]:
+        """What the dense layer becomes when only its inputs are projected, with outputs in other coordinates, ``into``
+        (m, O), and float32 at least."""
+        conv = copy.deepcopy(self.conv).to(torch.promote_types(self.conv.weight.dtype, torch.float32))
+        coordinates = stage(conv, torch.einsum("mo,ocij->mcij", into, conv.weight.to(into)), (True, True))
+        if conv.bias is not None:
+            coordinates.bias = nn.Parameter((into @ conv.bias.to(into)).to(conv.bias))
+        return self.layer(), coordinates.to(memory_format=torch.channels_last)
 
 
 def pays(conv: nn.Conv2d) -> bool:
@@ -103,13 +109,12 @@ def moments(
         name: [SplitMoments(tuple(layer.empty(layer.frame).single() for _ in range(2))) for _ in squeezes[name]]
         for name, layer in stats.items()
     }
-    modules = {name: [squeeze.module() for squeeze in squeezes[name]] for name in stats}
+    modules = {name: [squeeze.inside(layer.frame.into) for squeeze in squeezes[name]] for name, layer in stats.items()}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        into = stats[name].frame.into
-        wanted = project(y, into)
-        for module, sums in zip(modules[name], found[name], strict=True):
-            sums.add(project(module(x), into), wanted)
+        wanted = found[name][0].wanted(project(y, stats[name].frame.into))
+        for (squeeze, conv), sums in zip(modules[name], found[name], strict=True):
+            sums.add(conv(squeeze(x).to(conv.weight.dtype)), wanted)
 
     watched = {name: layer.conv for name, layer in stats.items() if found[name]}
     if watched:
