@@ -11,7 +11,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import hscc
 import numpy as np
@@ -61,8 +61,8 @@ class Peak:
             over = self.over.wait(0.02)
 
 
-def measured(model: nn.Module, images: Images, config: hscc.Config) -> dict:
-    """A dense pass and a compression: seconds and peak memory of each, seconds of the stages."""
+def measured(model: nn.Module, images: Iterable[Tensor], config: hscc.Config) -> tuple[hscc.Report, dict]:
+    """A dense pass and a compression in place: seconds and peak memory of each, seconds of the stages."""
     with torch.no_grad(), Peak() as dense:
         for _ in range(2):  # the second is warm
             start = time.perf_counter()
@@ -72,7 +72,7 @@ def measured(model: nn.Module, images: Images, config: hscc.Config) -> dict:
     start = time.perf_counter()
     with Peak() as whole:
         report = hscc.compress_(model, images, config, show_progress=True)
-    return {
+    return report, {
         "dense_seconds": seconds,
         "dense_mib": round(dense.mib),
         "seconds": time.perf_counter() - start,
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     model, rows = NETWORKS[args.model]().eval(), []
     for count in sorted(args.images):
         images = Images(count, args.batch, args.size)
-        rows.append({"images": count, **measured(copy.deepcopy(model), images, config)})
+        rows.append({"images": count, **measured(copy.deepcopy(model), images, config)[1]})
         print(f"{args.model}, {told(rows[-1])}", flush=True)
     if len(rows) > 1:
         slope, start = np.polyfit([row["images"] for row in rows], [row["seconds"] for row in rows], 1)

@@ -29,6 +29,8 @@ from hscc_kernels import testing
 
 from ..kernels.peers import EAGER, Bound, runtimes, torch_calls
 from ..timing import commit, header, interleaved, keep_freed_memory, ratio
+from .calibration import measured
+from .calibration import told as told_cost
 from .correctness import references
 from .int8 import HAS_EXPORT, exported, int8_peers
 from .models import MODELS, settled
@@ -82,9 +84,10 @@ def compressed(dense: nn.Module, images: Tensor, config: hscc.Config, file: Path
     if settings.items() <= known.items():
         report = hscc.load_(model, file)
     else:
-        report = hscc.compress_(model, images.split(8), config, show_progress=True)
+        report, cost = measured(model, images.split(8), config)
+        print(f"{file.stem}: {told_cost({'images': len(images), **cost})}", flush=True)
         file.parent.mkdir(parents=True, exist_ok=True)
-        known = {**settings, "bench.commit": commit()}
+        known = {**settings, "bench.commit": commit(), "bench.cost": json.dumps(cost)}
         hscc.save(model, file, report=report, metadata=known)
     with torch.no_grad():  # the gate before the times knows the model as it then is
         before, after = model(images[:2]), ready(model)(images[:2])
@@ -94,6 +97,7 @@ def compressed(dense: nn.Module, images: Tensor, config: hscc.Config, file: Path
         "flop_reduction": round(report.flop_reduction, 3),
         "param_reduction": round(report.parameter_reduction, 3),
         "compressed_at": known["bench.commit"],
+        "compression": json.loads(known["bench.cost"]),
     }
 
 

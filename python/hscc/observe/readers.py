@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -118,16 +118,23 @@ class _Output:
 
     reader: Reader
     age: int
+    besides: tuple[Beside, ...] = ()  # places of what the sum adds
     steps: int = 0
     tops: set[float] = field(default_factory=set)
     others: bool = False
     early: bool = False  # another reads it that does not see the last step
 
-    @property
-    def known(self) -> Reader | None:
-        """When all has been seen."""
-        alone = len(self.tops) == 1 and not self.others
-        return None if self.early else self.reader._replace(top=min(self.tops) if alone else None)
+    def known(self, once: Callable[[Beside], bool]) -> Reader | None:
+        """When all has been seen; ``once`` says which places a pass comes by once only."""
+        if self.early:
+            return None
+        beside = next(filter(once, self.besides), None)
+        alone = len(self.tops) == 1 and not self.others and (beside or not self.besides)
+        return self.reader._replace(top=min(self.tops) if alone else None, beside=beside)
+
+    def read(self, gone: int) -> None:
+        """By what is not known, when it had gone so many steps."""
+        self.others, self.early = True, self.early or gone < self.steps
 
 
 class _Watch(TorchFunctionMode):
@@ -148,7 +155,7 @@ class _Watch(TorchFunctionMode):
 
     def place(self, value: Any, where: Beside) -> None:
         self.age += 1
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not value.is_inference():
             version, places = self.places.get(value, (None, []))
             same = places if version == value._version else []
             self.places[value] = value._version, [*same, (self.age, where)]
@@ -159,34 +166,36 @@ class _Watch(TorchFunctionMode):
         steps = [self._step(call, *one) for one in read]  # before anything is changed in place
         result = function(*args, **call.kwargs)
         for (tensor, output, gone), step in zip(read, steps, strict=True):
-            if isinstance(step, Reader):
-                output.reader, output.steps = step, output.steps + 1
-                self.seen[result] = output, output.steps
-            elif step is not None:
+            if isinstance(step, float):
                 output.tops.add(step)
                 if result is tensor:  # in place: from now on it is the rectified one
                     del self.seen[tensor]
+            elif step:
+                output.reader, output.besides = (step, ()) if isinstance(step, Reader) else (output.reader, step)
+                output.steps += 1
+                self.seen[result] = output, output.steps
             elif any(True for _ in tensors(result)):  # sizes and the like do no harm
-                output.others, output.early = True, output.early or gone < output.steps
+                output.read(gone)
         return result
 
-    def _step(self, call: _Call, tensor: Tensor, output: _Output, gone: int) -> Reader | float | None:
-        """What an output goes on as, or where a ReLU clips it; None: it is read by something else."""
+    def _step(
+        self, call: _Call, tensor: Tensor, output: _Output, gone: int
+    ) -> float | Reader | tuple[Beside, ...] | None:
+        """Where a ReLU clips an output, what a batch norm makes of it, or places of what a sum adds; else nothing."""
         if gone < output.steps:
             return None
         if call.top is not None:
             return call.top
-        if output.tops or output.others or output.reader.beside:
+        if output.tops or output.others or output.besides:
             return None
         if affine := call.affine:
             scale, shift = affine
             return Reader(output.reader.scale * scale, output.reader.shift * scale + shift)
-        besides = self._places_of(call.added(tensor), output.age)
-        return output.reader._replace(beside=besides) if besides else None
+        return self._places_of(call.added(tensor), output.age)
 
     def _places_of(self, value: Tensor | None, age: int) -> tuple[Beside, ...]:
         """Where a tensor is before an output of that age, if unchanged since."""
-        if value is None or value not in self.places:
+        if value is None or value.is_inference() or value not in self.places:
             return ()
         version, places = self.places[value]
         return tuple(where for seen, where in places if seen < age) if version == value._version else ()
@@ -201,8 +210,10 @@ def find(model: nn.Module, calibration: Calibration, names: Iterable[str]) -> di
         given = calibration.forward(model, calibration.first())
     for tensor in tensors(given):
         if tensor in seen.seen:
-            seen.seen[tensor][0].others = True
-    found = {name: one for name, several in outputs.items() if (one := _common(several, seen.calls)) is not None}
+            output, gone = seen.seen[tensor]
+            output.read(gone)
+    readers = {name: [o.known(lambda b: seen.calls[b.module] == 1) for o in every] for name, every in outputs.items()}
+    found = {name: one for name, several in readers.items() if (one := _common(several)) is not None}
     everywhere = set.intersection(*map(set, distributed.gather(sorted(found))))
     return {name: reader for name, reader in found.items() if name in everywhere}
 
@@ -229,15 +240,12 @@ def _places(model: nn.Module, seen: _Watch) -> Iterator[None]:
             handle.remove()
 
 
-def _common(outputs: list[_Output], calls: Counter[str]) -> Reader | None:
-    """The reader of all calls of a convolution; a sum is only known where all is called once."""
-    readers = [output.known for output in outputs]
+def _common(readers: Sequence[Reader | None]) -> Reader | None:
+    """Of all calls of a convolution; what sums add to several is not known."""
     if not readers or None in readers:
         return None
-    first = readers[0]
-    if first.beside:
-        once = [beside for beside in first.beside if calls[beside.module] == 1]
-        return first._replace(beside=once[0]) if once and len(readers) == 1 else first._replace(top=None, beside=None)
-    if not all(torch.equal(a, b) for r in readers for a, b in zip(r[:2], first[:2], strict=True)):
+    first, *more = readers
+    if not all(torch.equal(a, b) for r in more for a, b in zip(r[:2], first[:2], strict=True)):
         return None
-    return first if len({r.top for r in readers}) == 1 else first._replace(top=None)
+    alike = not more or all(r.top == first.top and not r.beside for r in readers)
+    return first if alike else first._replace(top=None, beside=None)

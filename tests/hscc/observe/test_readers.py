@@ -140,6 +140,8 @@ def test_a_sum_without_relu_is_made_up_for_whole() -> None:
         (lambda net, x: (net.mark(net.mark(x[:, :1])) + net.b(x)).relu(), None, None),  # called twice
         (lambda net, x: torch.add(net.mark(x[:, :1]), net.b(x), alpha=2).relu(), None, None),
         (lambda net, x: (net.b(x) + x[:, :1, :1, :1]).relu(), None, None),
+        (lambda net, x: (lambda y: (y, net.norm(y).relu()))(net.b(x)), None, None),
+        (lambda net, x: (lambda m: m + net.b(x) + net.b(m[:, :3]).mean())(net.mark(x[:, :1])), None, None),
         (lambda net, x: F.relu6(net.b(x)), 6.0, None),
         (lambda net, x: nn.ReLU6()(net.norm(net.b(x))), 6.0, None),
         (lambda net, x: F.hardtanh(net.b(x)), None, None),
