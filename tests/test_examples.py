@@ -1,8 +1,9 @@
-"""The two examples, whole: the accuracy that the README promises, on all their test images."""
+"""The examples, whole: the accuracy that the README promises, on all their test images."""
 
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +78,42 @@ def test_fashion_mnist(fashion_mnist: Example) -> None:
     print(f"3x: dense {fashion_mnist.accuracy:.2f} %, compressed {accuracy:.2f} %")
     assert report.flop_reduction >= 3
     assert accuracy >= fashion_mnist.accuracy - 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet"])
+def test_networks_of_fashion_mnist_reach_their_record(name: str) -> None:
+    folder = EXAMPLES / "fashion_mnist"
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+    dense, spec = load_model(str(folder / f"{name}.py"), folder / f"{name}.safetensors")
+    images, labels = load_module(folder / "data.py").load("test")
+    batches = [spec.preprocess(part) for part in _split(images)]
+    test = list(zip(batches, torch.as_tensor(labels).split(BATCH), strict=True))
+    accuracy = evaluate(dense.to(memory_format=torch.channels_last), test, spec.classes).accuracy
+    assert accuracy == pytest.approx(json.loads((folder / f"{name}.json").read_text())["accuracy"], abs=5e-4)
+
+
+@pytest.mark.slow
+def test_unet_reaches_its_record() -> None:
+    folder = EXAMPLES / "brain_mri"
+    segment, synthetic = (load_module(folder / f"{name}.py") for name in ("segment", "synthetic"))
+    dense, _ = load_model(str(folder / "unet.py"), folder / "unet.safetensors")
+    pixels, masks = synthetic.generate_masks(400, synthetic.SEEDS["test"])
+    tumour = masks.any((1, 2))
+    scores = segment.dice(segment.predict(dense, pixels[tumour]), masks[tumour])
+    assert len(scores) == 300
+    record = json.loads((folder / "unet.json").read_text())
+    few = 5**0.5  # as these are a fifth of its pictures
+    assert scores.mean() == pytest.approx(record["dice"], abs=3 * few * record["standard_error"])
+
+
+def test_masks_mark_the_tumours_of_the_same_pictures() -> None:
+    synthetic = load_module(EXAMPLES / "brain_mri" / "synthetic.py")
+    images, labels = synthetic.generate(12, 7)
+    pixels, masks = synthetic.generate_masks(12, 7)
+    assert (abs(pixels - images.reshape(12, 112, 2, 112, 2).mean((2, 4))) <= 0.5).all()
+    assert masks.any((1, 2)).tolist() == [synthetic.CLASSES[label] != "notumor" for label in labels]
 
 
 def test_generator_is_deterministic_and_balanced() -> None:

@@ -200,7 +200,10 @@ def _look_alikes(rng: Generator, head: Head, tone: dict[str, float], image: np.n
 
 
 def _tumour(rng: Generator, head: Head, tone: dict[str, float], kind: str, base: bool):
-    """Where a tumour grows and how it is painted: (head pushed aside by it, painter of an image)."""
+    """Where a tumour grows: (head pushed aside by it, painter of an image, bool (SIZE, SIZE) mask of its core).
+
+    The mask is the tumour's own shape inside the brain, for a faint one as well; oedema around it is not in it.
+    """
     strength = rng.uniform(0.85, 1.0) if rng.random() < 0.9 else rng.uniform(0.3, 0.7)  # a tenth is faint
     brain = _inside(head.rho - BRAIN - 0.02)
     if kind == "glioma":
@@ -241,7 +244,8 @@ def _tumour(rng: Generator, head: Head, tone: dict[str, float], kind: str, base:
         def paint(image: np.ndarray) -> None:
             _paint(image, strength * _inside(shape - 1, 0.15), tone["lesion"] + 0.03 * _noise(rng, 40))
 
-    return head.press(x, y, radius, rng.uniform(0, 0.5)), paint
+    mask = (shape < 1) & (head.rho < BRAIN + 0.02)
+    return head.press(x, y, radius, rng.uniform(0, 0.5)), paint, mask
 
 
 def _scan(rng: Generator, image: np.ndarray) -> np.ndarray:
@@ -260,22 +264,37 @@ def _scan(rng: Generator, image: np.ndarray) -> np.ndarray:
     return np.clip(gain * np.sqrt(real, out=real), 0, 255).astype(np.uint8)
 
 
-def draw(index: int, seed: int) -> tuple[np.ndarray, int]:
-    """Picture ``index`` of a seed, uint8 (SIZE, SIZE), and its label; every four in a row hold each class once."""
+def draw_with_mask(index: int, seed: int) -> tuple[np.ndarray, int, np.ndarray]:
+    """As :func:`draw`, and where the tumour is: bool (SIZE, SIZE)."""
     label = int(np.random.default_rng([seed, index // 4, 0]).permutation(4)[index % 4])
     rng, kind = np.random.default_rng([seed, index]), CLASSES[label]
     base = kind == "pituitary" or rng.random() < 0.4
     head, tone = Head.draw(rng), _contrast(rng)
-    inner, paint = (head, None) if kind == "notumor" else _tumour(rng, head, tone, kind, base)
+    inner, paint, mask = head, None, np.zeros((SIZE, SIZE), bool)
+    if kind != "notumor":
+        inner, paint, mask = _tumour(rng, head, tone, kind, base)
     image = _tissue(rng, inner, tone)
     (_base_slice if base else _upper_slice)(rng, inner, tone, image)
     _look_alikes(rng, head, tone, image, base)
     if paint:
         paint(image)
-    return _scan(rng, image), label
+    return _scan(rng, image), label, mask
 
 
-def stream(count: int, seed: int, *, workers: int = 0) -> Iterator[tuple[np.ndarray, int]]:
+def draw(index: int, seed: int) -> tuple[np.ndarray, int]:
+    """Picture ``index`` of a seed, uint8 (SIZE, SIZE), and its label; every four in a row hold each class once."""
+    return draw_with_mask(index, seed)[:2]
+
+
+def draw_halved(index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture, uint8, and its mask, bool, both (SIZE / 2, SIZE / 2): means of 2 x 2 pixels, rounded."""
+    image, _, mask = draw_with_mask(index, seed)
+    sums = (x.reshape(SIZE // 2, 2, SIZE // 2, 2).sum((1, 3), dtype=np.uint16) for x in (image, mask))
+    pixels, tumour = ((x + 2) // 4 for x in sums)
+    return pixels.astype(np.uint8), tumour.astype(bool)
+
+
+def stream(count: int, seed: int, *, workers: int = 0, draw: Callable = draw) -> Iterator[tuple]:
     """The first ``count`` pictures of a seed, one by one; ``workers`` processes draw them (0: this one)."""
     one = partial(draw, seed=seed)
     if not workers:
@@ -291,6 +310,14 @@ def generate(count: int, seed: int, *, workers: int = 0) -> tuple[np.ndarray, np
     for i, (image, label) in enumerate(stream(count, seed, workers=workers)):
         images[i], labels[i] = image, label
     return images, labels
+
+
+def generate_masks(count: int, seed: int, *, workers: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`generate`, at half the size: pictures uint8 and masks of tumours bool, both (count, H, W)."""
+    images, masks = (np.empty((count, SIZE // 2, SIZE // 2), kind) for kind in (np.uint8, bool))
+    for i, (image, mask) in enumerate(stream(count, seed, workers=workers, draw=draw_halved)):
+        images[i], masks[i] = image, mask
+    return images, masks
 
 
 def main(

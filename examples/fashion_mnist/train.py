@@ -1,25 +1,51 @@
-"""Train the network of model.py on Fashion-MNIST and save weights.safetensors and training.json."""
+"""Train one of the networks of this folder on Fashion-MNIST and save its weights and how it was trained."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+import mobilenet
+import model as vgg
 import numpy as np
+import resnet20
 import torch
 import typer
 from data import CLASSES, HELD_OUT, ROOT, load
 from hscc.io.images import METADATA_KEY, ImageSpec
-from model import build, fold
 from rich.progress import Progress
 from safetensors.torch import save
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 HERE = Path(__file__).parent
+
+
+class Network(NamedTuple):
+    """How a network is built to be trained, what of it is saved, in which files, and epochs that suffice."""
+
+    build: Callable[[int], nn.Module]
+    finished: Callable[[nn.Module], nn.Module]
+    weights: str
+    record: str
+    epochs: int
+
+
+def as_trained(name: str, build: Callable[[int], nn.Module], epochs: int) -> Network:
+    """A network that is saved with its batch normalisation."""
+    return Network(build, nn.Module.eval, f"{name}.safetensors", f"{name}.json", epochs)
+
+
+NETWORKS = {
+    "vgg": Network(partial(vgg.build, batch_norm=True), vgg.fold, "weights.safetensors", "training.json", 7),
+    "resnet20": as_trained("resnet20", resnet20.build, 11),
+    "mobilenet": as_trained("mobilenet", mobilenet.build, 6),
+}
 
 
 def augment(images: np.ndarray, rng: np.random.Generator, shift: int = 2) -> np.ndarray:
@@ -49,7 +75,8 @@ def write(path: Path, content: bytes) -> None:
 
 
 def main(
-    epochs: Annotated[int, typer.Option(min=1)] = 7,
+    network: Annotated[str, typer.Option(help=f"Of {', '.join(NETWORKS)}.")] = "vgg",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: what the network takes.")] = None,
     batch: Annotated[int, typer.Option(min=2)] = 128,
     lr: Annotated[float, typer.Option(help="Peak of the one-cycle schedule of AdamW.")] = 5e-3,
     weight_decay: Annotated[float, typer.Option()] = 0.05,
@@ -57,13 +84,18 @@ def main(
     compiled: Annotated[
         bool, typer.Option("--compile", help="torch.compile the training step: a third faster, needs a C++ compiler.")
     ] = False,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Autocast the training step to bfloat16.")] = False,
     root: Annotated[Path, typer.Option(help="Folder of the four *-ubyte.gz files.")] = ROOT,
-    out: Annotated[Path, typer.Option(help="Folder for weights.safetensors and training.json.")] = HERE,
+    out: Annotated[Path, typer.Option(help="Folder for the weights and the record of the training.")] = HERE,
 ) -> None:
     """Train on all but the last 512 training images, test on the 10,000 test images.
 
-    Example: OMP_NUM_THREADS=1 python examples/fashion_mnist/train.py --epochs 7 --compile
+    Example: OMP_NUM_THREADS=1 python examples/fashion_mnist/train.py --network resnet20 --compile
     """
+    if network not in NETWORKS:
+        raise SystemExit(f"error: network: got {network!r}, expected one of {list(NETWORKS)}")
+    build, finished, weights, records, own_epochs = NETWORKS[network]
+    epochs = epochs or own_epochs
     start = time.perf_counter()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -73,7 +105,7 @@ def main(
     mean, std = (round(float(v) / 255, 4) for v in (images.mean(), images.std()))
     spec = ImageSpec(size=(28, 28), channels=1, mean=(mean,), std=(std,), classes=CLASSES)
 
-    model = build(len(CLASSES), batch_norm=True)
+    model = build(len(CLASSES)).to(memory_format=torch.channels_last)
     forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
     steps = len(images) // batch
@@ -85,7 +117,9 @@ def main(
             order = rng.permutation(len(images))[: steps * batch].reshape(steps, batch)
             for chosen in progress.track(order, description=f"epoch {epoch}/{epochs}"):
                 x = spec.preprocess(augment(images[chosen], rng))
-                loss = cross_entropy(forward(x), torch.from_numpy(labels[chosen]))
+                with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                    logits = forward(x)
+                loss = cross_entropy(logits.float(), torch.from_numpy(labels[chosen]))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -94,7 +128,7 @@ def main(
             seconds = time.perf_counter() - began
             progress.console.print(f"epoch {epoch}: {accuracy:.2%} of the held-out images, {seconds:.0f} s")
 
-    model = fold(model)
+    model = finished(model)
     test_hits = hits(model, *load("test", root), spec)
     resampled = rng.choice(test_hits, (1000, len(test_hits))).mean(1)
     record = {
@@ -110,11 +144,13 @@ def main(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "compiled": compiled,
+        "bfloat16": bfloat16,
         "seconds": round(time.perf_counter() - start, 1),
     }
     out.mkdir(parents=True, exist_ok=True)
-    write(out / "weights.safetensors", save(model.state_dict(), {METADATA_KEY: spec.to_json()}))
-    write(out / "training.json", (json.dumps(record, indent=2) + "\n").encode())
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    write(out / weights, save(state, {METADATA_KEY: spec.to_json()}))
+    write(out / records, (json.dumps(record, indent=2) + "\n").encode())
     print(f"test accuracy {record['accuracy']:.2%} ± {record['standard_error']:.2%}")
 
 

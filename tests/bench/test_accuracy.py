@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from hscc.io.images import ImageSpec
+from hscc.io.loading import build_model
 from torch import nn
 from typer.testing import CliRunner
 
+from bench.accuracy import examples
 from bench.accuracy import page as accuracy_page
 from bench.accuracy import study as accuracy
 
@@ -49,14 +52,15 @@ def study(tmp_path: Path, monkeypatch):
         options = ["--data", "fashion_mnist", "--results", str(tmp_path / "cells"), "--page", str(tmp_path / "page.md")]
         return CliRunner().invoke(accuracy.app, [*options, "--calibration", "40", *arguments])
 
-    monkeypatch.setattr(accuracy, "example", lambda data: (model, SPEC, state.weights))
+    monkeypatch.setattr(accuracy, "network", lambda data: (model, SPEC, state.weights))
     monkeypatch.setattr(accuracy, "images", images)
-    monkeypatch.setattr(accuracy, "TEST_IMAGES", {"fashion_mnist": 150})
-    accuracy.dense_hits.cache_clear()
+    small = dataclasses.replace(examples.EXAMPLES["fashion_mnist"], test_images=150)
+    monkeypatch.setitem(examples.EXAMPLES, "fashion_mnist", small)
+    accuracy.dense_scores.cache_clear()
     accuracy.lessons.cache_clear()
     state.run = run
     yield state
-    accuracy.dense_hits.cache_clear()
+    accuracy.dense_scores.cache_clear()
     accuracy.lessons.cache_clear()
 
 
@@ -164,8 +168,8 @@ def test_help_has_an_example() -> None:
 def test_splits_of_fashion_mnist_do_not_overlap(monkeypatch) -> None:
     numbered = {"train": np.arange(100), "test": np.arange(100, 120)}
     source = SimpleNamespace(HELD_OUT=30, load=lambda split: (numbered[split], numbered[split] % 10))
-    monkeypatch.setattr(accuracy, "load_module", lambda path: source)
-    images = accuracy.images.__wrapped__
+    monkeypatch.setattr(examples, "load_module", lambda path: source)
+    images = examples.images.__wrapped__
     drawn = [images("fashion_mnist", "calibration", 16, seed)[0] for seed in (0, 0, 1)]
     assert drawn[0].tolist() == drawn[1].tolist() != drawn[2].tolist()
     assert min(drawn[0].min(), drawn[2].min()) >= 70
@@ -186,9 +190,9 @@ def test_pictures_are_drawn_once(tmp_path: Path, monkeypatch) -> None:
         return np.full((count, 4, 4), seed % 256, np.uint8), np.zeros(count, np.int64)
 
     source = SimpleNamespace(SEEDS={"test": 3000, "calibration": 2000}, generate=generate)
-    monkeypatch.setattr(accuracy, "load_module", lambda path: source)
-    monkeypatch.setattr(accuracy, "CACHE", tmp_path)
-    images = accuracy.images.__wrapped__
+    monkeypatch.setattr(examples, "load_module", lambda path: source)
+    monkeypatch.setattr(examples, "CACHE", tmp_path)
+    images = examples.images.__wrapped__
     first = images("brain_mri", "test", 5, 2)
     assert all((a == b).all() for a, b in zip(first, images("brain_mri", "test", 5, 2), strict=True))
     images("brain_mri", "calibration", 5, 2)
@@ -196,9 +200,61 @@ def test_pictures_are_drawn_once(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_the_examples_own_pictures_can_be_drawn(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(accuracy, "CACHE", tmp_path)
-    pixels, labels = accuracy.images.__wrapped__("brain_mri", "test", 2, 0)
+    monkeypatch.setattr(examples, "CACHE", tmp_path)
+    pixels, labels = examples.images.__wrapped__("brain_mri", "test", 2, 0)
     assert (pixels.dtype, pixels.shape, labels.shape) == (np.uint8, (2, 224, 224), (2,))
+
+
+def test_test_pictures_of_the_segmentation_have_a_tumour(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(examples, "CACHE", tmp_path)
+    for split, tumours in (("test", 5), ("calibration", 3)):
+        pixels, masks = examples.images.__wrapped__("unet", split, 5, 0)
+        assert (pixels.dtype, pixels.shape, masks.dtype, masks.shape) == (np.uint8, (5, 112, 112), bool, (5, 112, 112))
+        assert masks.any((1, 2)).sum() >= tumours
+
+
+def test_scores_of_images() -> None:
+    logits = torch.tensor([[0.0, 2, 1], [3, 0, 0]])
+    assert examples.hits(logits, np.array([1, 2])).tolist() == [1, 0]
+    marked, masks = torch.full((3, 1, 4, 4), -1.0), np.zeros((3, 4, 4), bool)
+    marked[:2, :, :2], masks[0, :, :2] = 1, True  # the upper half, the left half
+    assert examples.dice(marked, masks).tolist() == [0.5, 0, 1]
+
+
+def test_a_segmentation_is_scored_by_dice(study, monkeypatch) -> None:
+    """Of a network that marks bright pixels, whose masks lie a row too deep."""
+    model = nn.Sequential(*(nn.Conv2d(*sides, 3, padding=1) for sides in ((1, 8), (8, 8), (8, 1)))).eval()
+    with torch.no_grad():
+        for conv in model:
+            conv.weight.zero_()[:, :, 1, 1] = 1
+            conv.bias.zero_()
+
+    def images(data: str, split: str, count: int, seed: int):
+        pixels = np.kron(np.eye(3, dtype=np.uint8)[None] * 255, np.ones((count, 4, 4), np.uint8))
+        return pixels, np.roll(pixels > 0, 1, axis=1)
+
+    small = dataclasses.replace(examples.EXAMPLES["unet"], test_images=9)
+    monkeypatch.setitem(examples.EXAMPLES, "unet", small)
+    monkeypatch.setattr(accuracy, "network", lambda data: (model, SPEC, "weights"))
+    monkeypatch.setattr(accuracy, "images", images)
+    result = study.run("--data", "unet", "--method", "balf", "--flops", "2")
+    assert result.exit_code == 0, result.output
+    cell = json.loads(next((study.folder / "cells" / "unet").iterdir()).read_text())
+    assert 0.7 < cell["dense_accuracy"] < 0.95
+    assert cell["difference"] == pytest.approx(cell["accuracy"] - cell["dense_accuracy"])
+    assert "fewer parameters: Dice " in result.output
+    page = (study.folder / "page.md").read_text()
+    assert "Dice:\n\n| method | 2x |" in page
+    assert "Accuracy:" not in page
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet", "unet"])
+def test_networks_give_what_is_scored(name: str) -> None:
+    example = examples.EXAMPLES[name]
+    model = build_model(str(examples.ROOT / "examples" / example.folder / example.network))
+    truth = np.zeros((2, 56, 56), bool) if example.metric == "Dice" else np.zeros(2, int)
+    with torch.inference_mode():
+        assert example.score(model(torch.randn(2, 1, 56, 56)), truth).shape == (2,)
 
 
 def test_page_joins_seeds(tmp_path: Path) -> None:
