@@ -32,8 +32,9 @@ class Example(NamedTuple):
         return 100 * evaluate(model, self.test, self.classes).accuracy, report
 
 
-def example(name: str, calibration, images, labels) -> Example:
-    dense, spec = load_model(str(EXAMPLES / name / "model.py"), EXAMPLES / name / "weights.safetensors")
+def example(name: str, calibration, images, labels, network: str | None = None) -> Example:
+    code, weights = (f"{network}.py", f"{network}.safetensors") if network else ("model.py", "weights.safetensors")
+    dense, spec = load_model(str(EXAMPLES / name / code), EXAMPLES / name / weights)
     dense = dense.to(memory_format=torch.channels_last)
     batches = [spec.preprocess(part) for part in _split(images)]
     test = list(zip(batches, torch.as_tensor(labels).split(BATCH), strict=True))
@@ -92,6 +93,18 @@ def test_networks_of_fashion_mnist_reach_their_record(name: str) -> None:
     test = list(zip(batches, torch.as_tensor(labels).split(BATCH), strict=True))
     accuracy = evaluate(dense.to(memory_format=torch.channels_last), test, spec.classes).accuracy
     assert accuracy == pytest.approx(json.loads((folder / f"{name}.json").read_text())["accuracy"], abs=5e-4)
+
+
+@pytest.mark.slow
+def test_resnet20() -> None:
+    data = load_module(EXAMPLES / "fashion_mnist" / "data.py")
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+    resnet = example("fashion_mnist", data.load("train")[0][-512:], *data.load("test"), network="resnet20")
+    accuracy, report = resnet.compressed(hscc.flops(3))
+    print(f"3x: dense {resnet.accuracy:.2f} %, compressed {accuracy:.2f} %")
+    assert report.flop_reduction >= 3
+    assert accuracy >= resnet.accuracy - 1.3
 
 
 @pytest.mark.slow

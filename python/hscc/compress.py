@@ -90,7 +90,7 @@ def compress_(
 
     Args:
         model: any module, a compiled one too; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d`,
-            :class:`SqueezedConv2d` or, for the methods "tucker2" and "spatial_svd", chains of plain ones. Sequential
+            :class:`SqueezedConv2d` or, for the methods of other authors, chains of plain ones. Sequential
             reconstruction also refits its last ``nn.Linear``; all else stays, hooks on convolutions too.
         calibration: a few hundred unlabelled samples of one size, that can be read several times: batches that are a
             tensor, a tuple or list whose first item is the input, or a dict (the model gets the keywords that its
@@ -174,7 +174,7 @@ def apply_(
 ) -> Report:
     """Fits the planned factors and swaps them into ``model``.
 
-    The data are needed once more by sequential reconstruction, squeezed layers, Tucker-2 and spatial SVD. Where they
+    The data are needed once more by sequential reconstruction, squeezed layers and baselines. Where they
     are given, a pass of the first batch checks that every new layer is called before the model is changed.
     """
     with progress.job(FIT, show_progress) as job:
