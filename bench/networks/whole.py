@@ -2,9 +2,10 @@
 
 ``python -m bench.networks.whole --model resnet50 --reduction 3 --threads 1 --batch 1 --rounds 9 --json out.json``
 
-Weights are random and images made up: times and FLOPs are a trained network's, accuracies are not. "error" is relative,
-of outputs against dense ones, on images that nothing was calibrated on. "error_images" is relative to how far dense
-outputs move from image to image: 1 says nothing of the image; random deep networks hardly tell images apart.
+Weights of the large networks are random and their images made up: times and FLOPs are a trained network's, accuracies
+are not; the networks of examples/ are trained and see their own images. "error" is relative, of outputs against dense
+ones, on images that nothing was calibrated on. "error_images" is relative to how far dense outputs move from image to
+image: 1 says nothing of the image; random deep networks hardly tell images apart.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from hscc_kernels import testing
 
+from ..accuracy import examples
 from ..kernels.peers import EAGER, Bound, runtimes, torch_calls
 from ..timing import commit, header, interleaved, keep_freed_memory, ratio
 from .calibration import measured
@@ -36,6 +38,7 @@ from .int8 import HAS_EXPORT, exported, int8_peers
 from .models import MODELS, settled
 from .times import aot, own_calls
 
+TRAINED = {"resnet20": "resnet20", "mobilenet": "mobilenet", "unet_mri": "unet"}  # to names of bench.accuracy
 TOLERANCE = 1e-3  # of float32 outputs' relative error, but ours; Winograd kernels round more than others
 
 
@@ -166,30 +169,45 @@ def told(row: dict) -> str:
 
 
 class Network(NamedTuple):
-    """A dense network, its calibration images (N, 3, H, W), and the compressed ones by name with what they are."""
+    """A dense network, its calibration images (N, C, H, W), others, and the compressed ones with what they are."""
 
     dense: nn.Module
     images: Tensor
+    others: Tensor
     compressed: dict[str, tuple[nn.Module, dict]]
 
 
-def made(name: str, args: argparse.Namespace) -> Network:
+def trained(name: str, args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network of examples/, calibration and test images."""
+    name = TRAINED[name]
+    dense, spec, _ = examples.network(name)
+    counts = {"calibration": args.calibration, "test": max(args.batch)}
+    shown = [spec.preprocess(examples.images(name, split, count, 0)[0]) for split, count in counts.items()]
+    return copy.deepcopy(dense).eval(), *shown
+
+
+def random(name: str, args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     images = pictures(args.calibration, args.size)
-    dense = settled(MODELS[name](), images.split(8)).requires_grad_(False)
-    kind, models = f"{args.effort}-{args.calibration}-images-{args.size}", {}
+    return settled(MODELS[name](), images.split(8)), images, pictures(max(args.batch), args.size, seed=1)
+
+
+def made(name: str, args: argparse.Namespace) -> Network:
+    dense, images, others = (random if name in MODELS else trained)(name, args)
+    dense.requires_grad_(False)
+    kind, models = f"{args.effort}-{args.calibration}-images-{images.shape[-1]}", {}
     for reduction in args.reduction:
         config = hscc.Config(hscc.flops(reduction), effort=args.effort)
         file = Path(args.cache, f"{name}-{reduction:g}x-{kind}.safetensors")
         models[f"{reduction:g}x"] = compressed(dense, images, config, file)
-    return Network(dense, images, models)
+    return Network(dense, images, others, models)
 
 
 @torch.inference_mode()
 def timed(network: Network, batch: int, args: argparse.Namespace) -> list[dict]:
     torch._dynamo.reset()
-    dense, images, models = network
-    x, compiled = pictures(batch, args.size, seed=1), not args.no_compile
+    dense, images, others, models = network
+    x, compiled = others[:batch].contiguous(), not args.no_compile
     outputs = torch.cat([dense(part) for part in images.split(8)])
     calls = dense_calls(dense, x, images, args.threads, compiled)
     for name, (model, facts) in models.items():
@@ -201,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.networks.whole", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=["resnet50"])
+    parser.add_argument("--model", nargs="+", choices=[*MODELS, *TRAINED], default=["resnet50"])
     parser.add_argument("--reduction", type=float, nargs="+", default=[3.0], help="so many times fewer FLOPs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])

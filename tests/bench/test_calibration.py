@@ -39,7 +39,7 @@ def test_a_compression_is_measured_beside_a_dense_pass() -> None:
     assert [len(batch) for batch in images] == [2, 2, 1]
     assert len(images) == 3
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten()).eval()
-    row = calibration.measured(model, images, hscc.Config(hscc.flops(2)))
+    _, row = calibration.measured(model, images, hscc.Config(hscc.flops(2)))
     assert min(row["seconds"], row["dense_seconds"], row["mib"], row["dense_mib"]) > 0
     assert row["flop_reduction"] >= 2
     assert sum(row["stages"].values()) <= row["seconds"]
