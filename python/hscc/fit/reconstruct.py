@@ -64,32 +64,28 @@ class Values:
 
 class Sample(NamedTuple):
     """Of a layer: its input in the student, its output in the dense model, what a sum adds to it in either, and the
-    values of ``Values.parts``, where they are not cheap."""
+    values of ``Values.parts``, where they are kept."""
 
     x: Tensor
     y: Tensor
     sums: Sums
     values: tuple[Tensor, ...] | None
 
-    @property
-    def nbytes(self) -> int:
-        """Of what is kept for it alone."""
-        return self.x.nbytes + self.y.nbytes + sum(t.nbytes for t in self.values or ())
-
 
 @dataclass
 class Samples:
-    """Up to :data:`KEPT` bytes of them; the values of later ones are made anew."""
+    """Up to :data:`KEPT` bytes of inputs and outputs, and half of it of values."""
 
     kept: list[Sample] = field(default_factory=list)
     bytes: int = 0
+    of_values: int = 0
 
     def add(self, sample: Sample) -> None:
-        for one in (sample, sample._replace(values=None)):
-            if self.bytes + one.nbytes <= KEPT:
-                self.bytes += one.nbytes
-                self.kept.append(one)
-                return
+        self.bytes += sample.x.nbytes + sample.y.nbytes
+        if self.bytes > KEPT:
+            return
+        self.of_values += sum(t.nbytes for t in sample.values or ())
+        self.kept.append(sample if self.of_values <= KEPT // 2 else sample._replace(values=None))
 
 
 def fit(pairs: Pairs, layer: LayerPlan, config: Config) -> HSCConv2d | SqueezedConv2d:

@@ -143,10 +143,10 @@ def test_errors_that_the_relu_hides_do_not_count(case, monkeypatch) -> None:
 
 def test_no_sample_is_kept_beyond_the_limit(monkeypatch) -> None:
     x, y = torch.zeros(2, 3), torch.zeros(2, 1)
-    monkeypatch.setattr(reconstruct, "KEPT", 2 * (x.nbytes + y.nbytes) + 20)
+    monkeypatch.setattr(reconstruct, "KEPT", 2 * (x.nbytes + y.nbytes))
     samples = reconstruct.Samples()
     for _ in range(3):
-        samples.add(reconstruct.Sample(x, y, None, (torch.zeros(5),)))
+        samples.add(reconstruct.Sample(x, y, None, (torch.zeros(6),)))
     assert [one.values is None for one in samples.kept] == [False, True]
 
 
