@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,14 @@ def _split(images) -> list:
     return [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
 
 
+@cache
+def photographs(network: str | None = None) -> Example:
+    data = load_module(EXAMPLES / "fashion_mnist" / "data.py")
+    if not data.ROOT.is_dir():
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")  # CI installs it
+    return example("fashion_mnist", data.load("train")[0][-512:], *data.load("test"), network=network)
+
+
 @pytest.fixture(scope="module")
 def brain_mri() -> Example:
     synthetic = load_module(EXAMPLES / "brain_mri" / "synthetic.py")
@@ -56,10 +65,7 @@ def brain_mri() -> Example:
 
 @pytest.fixture(scope="module")
 def fashion_mnist() -> Example:
-    data = load_module(EXAMPLES / "fashion_mnist" / "data.py")
-    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
-        pytest.skip("Debian's package dataset-fashion-mnist is not installed")  # CI installs it
-    return example("fashion_mnist", data.load("train")[0][-512:], *data.load("test"))
+    return photographs()
 
 
 @pytest.mark.slow
@@ -84,23 +90,13 @@ def test_fashion_mnist(fashion_mnist: Example) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet"])
 def test_networks_of_fashion_mnist_reach_their_record(name: str) -> None:
-    folder = EXAMPLES / "fashion_mnist"
-    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
-        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
-    dense, spec = load_model(str(folder / f"{name}.py"), folder / f"{name}.safetensors")
-    images, labels = load_module(folder / "data.py").load("test")
-    batches = [spec.preprocess(part) for part in _split(images)]
-    test = list(zip(batches, torch.as_tensor(labels).split(BATCH), strict=True))
-    accuracy = evaluate(dense.to(memory_format=torch.channels_last), test, spec.classes).accuracy
-    assert accuracy == pytest.approx(json.loads((folder / f"{name}.json").read_text())["accuracy"], abs=5e-4)
+    record = json.loads((EXAMPLES / "fashion_mnist" / f"{name}.json").read_text())
+    assert photographs(name).accuracy == pytest.approx(100 * record["accuracy"], abs=0.05)
 
 
 @pytest.mark.slow
 def test_resnet20() -> None:
-    data = load_module(EXAMPLES / "fashion_mnist" / "data.py")
-    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
-        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
-    resnet = example("fashion_mnist", data.load("train")[0][-512:], *data.load("test"), network="resnet20")
+    resnet = photographs("resnet20")
     accuracy, report = resnet.compressed(hscc.flops(3))
     print(f"3x: dense {resnet.accuracy:.2f} %, compressed {accuracy:.2f} %")
     assert report.flop_reduction >= 3

@@ -1,4 +1,4 @@
-"""The default cases under pytest-benchmark: ``python -m pytest bench/test_layers.py -k resnet18_2``.
+"""The default cases under pytest-benchmark: ``python -m pytest bench/kernels/test_layers.py -k resnet18_2``.
 
 Quick looks and histories (``--benchmark-autosave``, ``--benchmark-compare``); ratios against all peers in turns are
 ``python -m bench.kernels``.
@@ -24,7 +24,7 @@ def test_hscc(benchmark, case: Case) -> None:
     plan, x = make_plan(case), make_input(case.layer, 1)
     if reason := explain(x)["cpu"]:
         pytest.skip(reason)
-    assert gate(case, 1, "cpu") <= 1
+    assert gate(case, 1, torch.float32, "cpu") <= 1
     benchmark.group = case.name
     benchmark(lowrank_conv2d, x, plan, torch.zeros(case.layer.out_channels), activation="relu", backend="cpu")
 

@@ -174,8 +174,8 @@ def apply_(
 ) -> Report:
     """Fits the planned factors and swaps them into ``model``.
 
-    The data are needed once more by sequential reconstruction, squeezed layers and baselines. Where they
-    are given, a pass of the first batch checks that every new layer is called before the model is changed.
+    The data are needed once more by sequential reconstruction, squeezed layers and baselines. Where they are given, a
+    pass of the first batch checks that every new layer is called before the model is changed.
     """
     with progress.job(FIT, show_progress) as job:
         report = _applied(model, plan, calibration, show_progress)

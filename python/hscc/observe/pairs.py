@@ -113,8 +113,11 @@ class Pairs:
         return module.register_forward_pre_hook(lambda _, args: keep(beside, args[0]))
 
     def _sums(self, one: _Held, name: str) -> Sums:
+        """What a sum adds to the output of that layer; freed when no other layer needs it."""
         beside = self.besides.get(name)
-        kept = [p.kept.pop(beside, None) for p in (one.dense, one.student)]
+        last = all(other != beside or n == name or n in self.visited for n, other in self.besides.items())
+        take = dict.pop if last else dict.get
+        kept = [take(p.kept, beside, None) for p in (one.dense, one.student)]
         return tuple(map(images, kept)) if all(t is not None for t in kept) else None
 
     def _begun(self, batch: Any) -> _Held:

@@ -181,3 +181,31 @@ def test_a_residual_branch_makes_up_for_its_shortcut(monkeypatch) -> None:
     through = error()
     monkeypatch.setattr(Pairs, "_sums", lambda *args: None)
     assert through < 0.9 * error()
+
+
+class Twice(nn.Module):
+    """Two branches that add the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.relu = nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU()
+        self.a, self.b = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        return torch.cat([self.a(x) + x, self.b(x) + x], 1)
+
+
+@torch.no_grad()
+def test_two_branches_that_add_the_same_both_know_it(monkeypatch) -> None:
+    torch.manual_seed(0)
+    model, known, sums = nn.Sequential(Twice(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(), {}, Pairs._sums
+
+    def noted(pairs, one, name):
+        found = sums(pairs, one, name)
+        known.setdefault(name, []).append(found is not None)
+        return found
+
+    monkeypatch.setattr(Pairs, "_sums", noted)
+    hscc.compress_(model, list(torch.randn(64, 3, 20, 20).split(16)), hscc.Config(hscc.flops(3), regions=1))
+    assert known == {"0.first": [False] * 4, "0.a": [True] * 4, "0.b": [True] * 4}
