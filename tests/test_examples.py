@@ -11,7 +11,7 @@ from typing import NamedTuple
 import hscc
 import pytest
 import torch
-from hscc.app.evaluate import evaluate
+from hscc.evaluation.classifier import evaluate
 from hscc.io.loading import load_model, load_module
 from torch import Tensor, nn
 

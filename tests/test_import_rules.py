@@ -17,12 +17,13 @@ from docs import rooms
 PACKAGES = {p.__name__: Path(p.__file__).parent for p in (hscc, hscc_kernels)}
 BELOW = {"config", "report", "progress", "nn", "hscc_kernels"}
 ROOMS = {
-    "app": {"compress", "fit", "search", "io", *BELOW},
+    "app": {"compress", "fit", "search", "io", "evaluation", *BELOW},
     "compress": {"baselines", "fit", "search", "observe", *BELOW},
     "fit": {"search", "observe", "maths", "io", *BELOW},
     "baselines": {"search", "observe", "maths", *BELOW},
     "search": {"observe", "maths", *BELOW},
     "observe": {"maths", "nn", "progress"},
+    "evaluation": {"progress"},
     "io": {"nn", "report", "hscc_kernels"},
     "nn": {"hscc_kernels"},
     **{room: set() for room in ("maths", "config", "report", "progress", "hscc_kernels")},

@@ -18,7 +18,7 @@ import hscc
 import numpy as np
 import torch
 import typer
-from hscc.app.evaluate import standard_error
+from hscc.evaluation.paired import standard_error
 from hscc.io.images import ImageSpec
 from hscc.progress import track
 from torch import Tensor, nn

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..compress import compress_
 from ..config import Config, flops
+from ..evaluation.classifier import Evaluation, evaluate
+from ..evaluation.speed import latency
 from ..io.images import ImageSpec
 from ..io.loading import load_model, load_module
 from ..nn.fuse import fuse_
 from ..report import Report
 from ..search.latency import processor
 from . import figures
-from .evaluate import Evaluation, evaluate, latency
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "brain_mri"
 LATENCY_BATCHES = (1, 8)

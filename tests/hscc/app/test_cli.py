@@ -308,7 +308,7 @@ def test_a_model_file_that_does_not_load_is_one_line(work: Path, hscc, text: str
     ],
 )
 def test_wrong_paths_are_one_line(work: Path, hscc, monkeypatch, arguments: tuple[str, ...], message: str) -> None:
-    monkeypatch.setattr("hscc.app.evaluate.latency", lambda models, example: dict.fromkeys(models, 1.0))
+    monkeypatch.setattr("hscc.evaluation.speed.latency", lambda models, example: dict.fromkeys(models, 1.0))
     tensors = {"x": torch.zeros(1)}
     save_file(tensors, work / "small", {METADATA_KEY: SPEC.to_json()})
     save_file(tensors, work / "foreign", {"format": "pt"})

@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hscc.app.evaluate import evaluate, latency, standard_error
+from hscc.evaluation.classifier import evaluate
+from hscc.evaluation.paired import standard_error
+from hscc.evaluation.speed import latency
 from torch import nn
 
 

@@ -1,18 +1,16 @@
-"""How good and how fast a classifier is: accuracy with its standard error, F1, and latency side by side."""
+"""How good a classifier is: accuracy with its standard error, and F1."""
 
 from __future__ import annotations
 
 import reprlib
-import statistics
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..progress import track
+from .paired import standard_error
 
 
 @dataclass(frozen=True)
@@ -92,29 +90,3 @@ def _winners(outputs: Tensor, n: int, classes: Sequence[str]) -> Tensor:
     if outputs.shape[1] != len(classes):
         raise ValueError(f"evaluate: got {outputs.shape[1]} outputs, {expected}")
     return outputs.argmax(1)
-
-
-def standard_error(correct: np.ndarray, resamples: int = 2000) -> float:
-    """Bootstrap standard error of the mean of ``correct`` (n,), the same each time; 0 with nothing to resample."""
-    from scipy.stats import bootstrap
-
-    if len(correct) < 2:
-        return 0.0
-    options = {"n_resamples": resamples, "batch": 100, "method": "percentile", "random_state": 0}
-    return float(bootstrap((correct.astype(np.float32),), np.mean, **options).standard_error)
-
-
-def latency(models: Mapping[str, nn.Module], example: Tensor, seconds: float = 3.0) -> dict[str, float]:
-    """Median seconds of one forward pass of ``example`` (N, C, H, W); the models take turns, in slices of 50 ms, as a
-    machine's speed changes with time and a server calls the same model again and again."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        end = time.perf_counter() + seconds * len(models)
-        while time.perf_counter() < end:
-            for name, model in models.items():
-                model(example)
-                stop = time.perf_counter() + 0.05
-                while (start := time.perf_counter()) < stop:
-                    model(example)
-                    times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}

@@ -1,0 +1,77 @@
+"""``hscc compress``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..options import Batch, Json, Model, Seed, Threads, Weights, app, check_folder, set_threads, write_json
+
+
+@app.command()
+def compress(
+    model: Model,
+    weights: Weights,
+    data: Annotated[Path, typer.Option(help="Folder of calibration images (no labels needed, sub-folders are read).")],
+    out: Annotated[Path, typer.Option(help="The compressed model (safetensors).")],
+    flops: Annotated[float | None, typer.Option(help="How many times fewer convolution FLOPs.")] = None,
+    params: Annotated[float | None, typer.Option(help="How many times fewer parameters of convolutions.")] = None,
+    bytes_: Annotated[float | None, typer.Option("--bytes", help="How many times fewer bytes of convolutions.")] = None,
+    latency: Annotated[
+        float | None, typer.Option(help="How many times faster convolutions; measures this machine once.")
+    ] = None,
+    energy: Annotated[float | None, typer.Option(help="Instead: share of output energy to keep, 0..1.")] = None,
+    regions: Annotated[int, typer.Option(help="Spatial regions a layer, at most.")] = 16,
+    region_method: Annotated[str, typer.Option(help="kmeans, grid or none.")] = "kmeans",
+    clusters: Annotated[int, typer.Option(help="Channel clusters a region, at most.")] = 2,
+    factorization: Annotated[str, typer.Option(help="activation or weight.")] = "activation",
+    reconstruction: Annotated[str, typer.Option(help="sequential or independent.")] = "sequential",
+    effort: Annotated[str, typer.Option(help="Of the search: quick, normal or thorough.")] = "normal",
+    memory: Annotated[float | None, typer.Option(min=0, help="GiB it may hold; 4, or half of what is free.")] = None,
+    faster_only: Annotated[bool, typer.Option("--faster-only", help="Layers that would not get faster stay.")] = False,
+    latency_batch: Annotated[int, typer.Option(min=1, help="Images of the calls whose time counts.")] = 1,
+    skip: Annotated[list[str] | None, typer.Option(help="Name of a layer to leave alone; repeat for several.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Calibration images used at most.")] = 512,
+    batch: Batch = 32,
+    threads: Threads = None,
+    seed: Seed = 0,
+    json_file: Json = None,
+) -> None:
+    """Compresses a trained network with unlabelled calibration images.
+
+    Example: hscc compress --model examples/brain_mri/model.py:build --weights examples/brain_mri/weights.safetensors
+    --data data/brain_mri/calibration --flops 5.3 --out small.safetensors
+    """
+    from torch.utils.data import DataLoader, Subset
+
+    from ... import Budget, Config, compress_, save
+    from ...io.images import METADATA_KEY, Pictures
+    from ...io.loading import load_model
+
+    set_threads(threads)
+    config = Config(
+        budget=Budget(flops=flops, params=params, bytes=bytes_, latency=latency, energy=energy),
+        factorization=factorization,
+        regions=regions,
+        region_method=region_method,
+        clusters=clusters,
+        reconstruction=reconstruction,
+        effort=effort,
+        memory=None if memory is None else int(memory * 2**30),
+        faster_only=faster_only,
+        latency_batch=latency_batch,
+        skip=skip or (),
+        seed=seed,
+    )
+    check_folder(out)
+    network, spec = load_model(model, weights)
+    pictures = Pictures(data, spec)
+    step = max(len(pictures) // limit, 1)  # spread over the whole folder: files are often sorted by class
+    chosen = Subset(pictures, range(0, len(pictures), step)[:limit])
+    report = compress_(network, DataLoader(chosen, batch), config, show_progress=True)
+    save(network, out, report=report, metadata={METADATA_KEY: spec.to_json()})
+    typer.echo(str(report))
+    typer.echo(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB).")
+    write_json(json_file, report.to_dict())

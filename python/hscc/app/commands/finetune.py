@@ -1,0 +1,61 @@
+"""``hscc finetune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..options import Batch, Json, Model, Threads, Weights, app, check_folder, set_threads, write_json
+
+
+@app.command()
+def finetune(
+    model: Model,
+    weights: Weights,
+    student: Annotated[Path, typer.Option(help="The compressed model, from hscc compress.")],
+    data: Annotated[Path, typer.Option(help="Folder of training images (no labels needed, sub-folders are read).")],
+    out: Annotated[Path, typer.Option(help="The fine-tuned model (safetensors).")],
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 2,
+    validation: Annotated[Path | None, typer.Option(help="Folder of other images, to keep the best epoch.")] = None,
+    rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 5e-5,
+    batch: Batch = 32,
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffling.")] = 0,
+    json_file: Json = None,
+) -> None:
+    """Trains a compressed network to give the outputs of the dense one; an interrupted run goes on when run again.
+
+    Example: hscc finetune --model my_model.py:build --weights w.safetensors --student small.safetensors
+    --data images/ --epochs 5 --out tuned.safetensors
+    """
+    from torch.utils.data import DataLoader
+
+    from ... import finetune as train
+    from ... import load_, save
+    from ...io.images import METADATA_KEY, Pictures
+    from ...io.loading import build_model, load_model
+
+    set_threads(threads)
+    check_folder(out)
+    teacher, spec = load_model(model, weights)
+    network = build_model(model)
+    report = load_(network, student)
+    state = out.with_name(f"{out.name}.state")
+    losses = train(
+        network,
+        teacher,
+        DataLoader(Pictures(data, spec), batch, shuffle=True),
+        epochs=epochs,
+        validation=None if validation is None else DataLoader(Pictures(validation, spec), batch),
+        rate=rate,
+        checkpoint=state,
+        seed=seed,
+        show_progress=True,
+    )
+    save(network, out, report=report, metadata={METADATA_KEY: spec.to_json()})
+    state.unlink(missing_ok=True)
+    told = losses.validation or losses.training
+    typer.echo(f"loss {' > '.join(f'{loss:.4g}' for loss in told)}; kept epoch {losses.best_epoch}. Wrote {out}.")
+    write_json(json_file, losses.to_dict())
