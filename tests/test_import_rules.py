@@ -17,16 +17,20 @@ from docs import rooms
 PACKAGES = {p.__name__: Path(p.__file__).parent for p in (hscc, hscc_kernels)}
 BELOW = {"config", "report", "progress", "nn", "hscc_kernels"}
 ROOMS = {
-    "app": {"compress", "fit", "search", "io", "evaluation", *BELOW},
-    "compress": {"baselines", "fit", "search", "observe", *BELOW},
+    "app": {"compress", "fit", "search", "io", "data", "evaluation", *BELOW},
+    "compress": {"tolerance", "fitted", "calibrated", *BELOW},
+    "tolerance": {"fitted", "calibrated", "evaluation", "observe", *BELOW},
+    "fitted": {"calibrated", "baselines", "fit", "observe", *BELOW},
+    "calibrated": {"baselines", "fit", "search", "observe", *BELOW},
     "fit": {"search", "observe", "maths", "io", *BELOW},
     "baselines": {"search", "observe", "maths", *BELOW},
     "search": {"observe", "maths", *BELOW},
     "observe": {"maths", "nn", "progress"},
-    "evaluation": {"progress"},
-    "io": {"nn", "report", "hscc_kernels"},
+    "evaluation": {"observe", "progress"},
+    "io": {"data", "nn", "report", "hscc_kernels"},
     "nn": {"hscc_kernels"},
-    **{room: set() for room in ("maths", "config", "report", "progress", "hscc_kernels")},
+    "report": {"tables"},
+    **{room: set() for room in ("data", "maths", "config", "tables", "progress", "hscc_kernels")},
 }
 KERNELS = {
     "errors": set(),

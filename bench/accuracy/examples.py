@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hscc.io.images import ImageSpec
+from hscc.data.spec import ImageSpec
 from hscc.io.loading import load_model, load_module
 from torch import Tensor, nn
 

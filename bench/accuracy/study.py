@@ -18,8 +18,8 @@ import hscc
 import numpy as np
 import torch
 import typer
+from hscc.data.spec import ImageSpec
 from hscc.evaluation.paired import standard_error
-from hscc.io.images import ImageSpec
 from hscc.progress import track
 from torch import Tensor, nn
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from hscc.io.images import ImageSpec
+from hscc.data.spec import ImageSpec
 from rich.progress import track
 from synthetic import NOTICE, SEEDS, SIZE, generate_masks
 from torch import Tensor, nn

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from hscc.io.images import METADATA_KEY, ClassFolders, ImageSpec, read_image
+from hscc.data.folders import ClassFolders
+from hscc.data.readers import read_image
+from hscc.data.spec import METADATA_KEY, ImageSpec
 from model import build
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
@@ -44,10 +46,12 @@ def load(split: str, count: int, seed: int, data: Path | None, spec: ImageSpec) 
     else:
         folder, grey = ClassFolders(data / split, spec), ImageSpec(spec.size, 1, (0,), (1,), spec.classes)
         count = len(folder)
-        pairs = ((read_image(path, grey), label) for path, label in folder.files)
+        found = zip(folder.pictures.items, folder.labels, strict=True)
+        pairs = ((read_image(item.path, grey, item.frame), label) for item, label in found)
     images, labels = np.empty((count, SIZE, SIZE), np.uint8), torch.empty(count, dtype=torch.int64)
     for i, (image, label) in enumerate(track(pairs, f"{split} images", total=count, console=console)):
-        images[i], labels[i] = image, label
+        images[i] = image if image.dtype == np.uint8 else np.round(255 * image)
+        labels[i] = label
     return images, labels
 
 

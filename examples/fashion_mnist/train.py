@@ -17,7 +17,7 @@ import resnet20
 import torch
 import typer
 from data import CLASSES, HELD_OUT, ROOT, load
-from hscc.io.images import METADATA_KEY, ImageSpec
+from hscc.data.spec import METADATA_KEY, ImageSpec
 from rich.progress import Progress
 from safetensors.torch import save
 from torch import nn

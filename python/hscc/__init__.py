@@ -6,17 +6,21 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .compress import CompressionPlan, apply_, compress_, plan
+    from .calibrated import Calibrated, CompressionPlan, calibrate
+    from .compress import apply_, compress_, plan
     from .config import Budget, Config, energy, flops, params
+    from .evaluation.comparison import Comparison, compare
     from .fit.finetune import FinetuneReport, finetune
     from .io.checkpoint import load_, save
     from .nn.conv2d import HSCConv2d
     from .nn.fuse import fuse_
     from .nn.projection import Projection, SqueezedConv2d
-    from .report import LayerReport, Report
+    from .report import LayerReport, Report, Trial
 
 __all__ = [
     "Budget",
+    "Calibrated",
+    "Comparison",
     "CompressionPlan",
     "Config",
     "FinetuneReport",
@@ -25,8 +29,11 @@ __all__ = [
     "Projection",
     "Report",
     "SqueezedConv2d",
+    "Trial",
     "__version__",
     "apply_",
+    "calibrate",
+    "compare",
     "compress_",
     "energy",
     "finetune",
@@ -39,14 +46,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "compress": ("CompressionPlan", "apply_", "compress_", "plan"),
+    "calibrated": ("Calibrated", "CompressionPlan", "calibrate"),
+    "compress": ("apply_", "compress_", "plan"),
     "config": ("Budget", "Config", "energy", "flops", "params"),
+    "evaluation.comparison": ("Comparison", "compare"),
     "fit.finetune": ("FinetuneReport", "finetune"),
     "io.checkpoint": ("load_", "save"),
     "nn.conv2d": ("HSCConv2d",),
     "nn.fuse": ("fuse_",),
     "nn.projection": ("Projection", "SqueezedConv2d"),
-    "report": ("LayerReport", "Report"),
+    "report": ("LayerReport", "Report", "Trial"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 _VERSION = 1
 REDUCTIONS = ("flops", "params", "bytes", "latency")  # the limits that can stand together, as costs are ordered
+FAR = 10.0  # times less: where layers are worth a close look, if nothing says how far it goes
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Budget:
         latency: speed-up over the dense convolutions' measured time, as predicted for this machine, device, dtype,
             number of threads and ``Config.latency_batch``. A layer that would not get faster stays dense.
         energy: share of each cluster's output energy to keep, in (0, 1]; stands alone.
+        max_drop: points (percent) of the mean score that may be lost: as far as that allows, the other limits being
+            the least to reach. See ``evaluate`` of :func:`hscc.compress_`.
+        confidence: with which the true drop is within ``max_drop``, in (0.5, 1).
+        aim: what ``max_drop`` is to be spent on: one of the reductions. With "flops" and "latency" the models that
+            hold are timed, and the fastest is taken; with "params" and "bytes" the smallest.
     """
 
     flops: float | None = None
@@ -29,23 +35,39 @@ class Budget:
     energy: float | None = None
     bytes: float | None = None
     latency: float | None = None
+    max_drop: float | None = None
+    confidence: float = 0.95
+    aim: str = "flops"
 
     def __post_init__(self) -> None:
-        reductions = {name: getattr(self, name) for name in REDUCTIONS}
-        if all(value is None for value in reductions.values()) == (self.energy is None):
-            got = ", ".join(f"{name}={value}" for name, value in reductions.items())
-            raise ValueError(f"budget: got {got} and energy={self.energy}, expected either reductions or an energy")
+        limits = {name: getattr(self, name) for name in (*REDUCTIONS, "max_drop")}
+        if all(value is None for value in limits.values()) == (self.energy is None):
+            got = ", ".join(f"{name}={value}" for name, value in limits.items())
+            raise ValueError(
+                f"budget: got {got} and energy={self.energy}, expected reductions, a max_drop, or an energy alone"
+            )
         for name in REDUCTIONS:
             value = getattr(self, name)
             if value is not None and not value >= 1:
                 raise ValueError(f"budget: got {name}={value}, expected a reduction of at least 1")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise ValueError(f"budget: got energy={self.energy}, expected a share in (0, 1]")
+        if self.max_drop is not None and not 0 < self.max_drop < 100:
+            raise ValueError(f"budget: got max_drop={self.max_drop}, expected points of the score, between 0 and 100")
+        if not 0.5 < self.confidence < 1:
+            raise ValueError(f"budget: got confidence={self.confidence}, expected one between 0.5 and 1, such as 0.95")
+        if self.aim not in REDUCTIONS:
+            raise ValueError(f"budget: got aim={self.aim!r}, expected one of {list(REDUCTIONS)}")
 
     @property
     def furthest(self) -> float:
-        """The largest reduction asked for."""
-        return max((getattr(self, name) or 1 for name in REDUCTIONS), default=1)
+        """The largest reduction asked for; what a drop allows is not known before."""
+        return max(FAR if self.max_drop is not None else 1, *(getattr(self, name) or 1 for name in REDUCTIONS))
+
+    @property
+    def timed(self) -> bool:
+        """Whether predicted times count."""
+        return self.latency is not None or (self.max_drop is not None and self.aim == "latency")
 
 
 def flops(reduction: float) -> Budget:
@@ -178,7 +200,7 @@ class Config:
     @property
     def timed(self) -> bool:
         """Whether the machine's speed counts."""
-        return self.faster_only or self.budget.latency is not None
+        return self.faster_only or self.budget.timed
 
     def to_json(self) -> str:
         return json.dumps({"_type": "hscc.Config", "_version": _VERSION, **asdict(self)})

@@ -38,12 +38,15 @@ _current: ContextVar[Job | None] = ContextVar("job", default=None)
 
 
 @contextmanager
-def job(shares: Mapping[str, float], show: bool) -> Iterator[Job]:
-    """One display with the time left, on standard error, where ``show``. A job within a job is a part of it."""
+def job(shares: Mapping[str, float], show: bool, whole: float | None = None) -> Iterator[Job]:
+    """One display with the time left, on standard error, where ``show``. A job within a job is a part of it.
+
+    ``whole`` is what the shares come to, if stages are done several times.
+    """
     if (outer := _current.get()) is not None:
         yield outer
         return
-    made = Job(shares)
+    made, whole = Job(shares), whole or sum(shares.values())
     token = _current.set(made)
     try:
         if not show:
@@ -53,9 +56,9 @@ def job(shares: Mapping[str, float], show: bool) -> Iterator[Job]:
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True)) as made.bar:
-            made.bar.add_task("", total=sum(shares.values()))
+            made.bar.add_task("", total=whole)
             yield made
-            made.bar.update(0, description="done", completed=sum(shares.values()))
+            made.bar.update(0, description="done", completed=whole)
     finally:
         _current.reset(token)
 

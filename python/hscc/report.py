@@ -16,7 +16,8 @@ class LayerReport:
     ``rows`` is the size of the pool that regions share; 0 where every region has rows of its own.
     ``squeeze`` is the number of channels to which the layer projects its inputs first; 0 where it does not.
     ``error`` is the share of the layer's output energy (weighted by sensitivity) that the factors are predicted to
-    miss, on calibration samples that they were not made from.
+    miss, on calibration samples that they were not made from. ``alone`` is the share of the energy of the network's
+    outputs, about their mean, that changes with this layer alone in place; known where an accuracy was asked for.
     """
 
     name: str
@@ -35,6 +36,26 @@ class LayerReport:
     error: float = 0.0
     reason: str | None = None
     shared_with: tuple[str, ...] = ()
+    alone: float | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A compression that was looked at for an accuracy: ``limit`` times less of what was to be saved.
+
+    In points (percent) of the mean score of ``samples``: what was lost, and the most that the true loss is at the
+    confidence of a trial. ``ms`` is the median time of a call of the whole model; None where it was not measured.
+    """
+
+    limit: float
+    flop_reduction: float
+    parameter_reduction: float
+    drop: float
+    bound: float
+    samples: int
+    holds: bool
+    ms: float | None = None
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +65,8 @@ class Report:
     ``latency_error`` is the median relative error of the predicted times, on layer shapes that they were not made from;
     ``measured_speedup`` is what came, all convolutions timed dense and compressed in turn, once the model was finished.
     ``refitted`` names the parameters of other layers that changed with the convolutions. ``seconds`` are those of each
-    stage of the work.
+    stage of the work. ``trials`` are those made where an accuracy was asked for; ``dense_score`` (0..1) and
+    ``dense_call_ms`` are what the dense model scored and took there.
     """
 
     layers: tuple[LayerReport, ...]
@@ -53,6 +75,14 @@ class Report:
     refitted: tuple[str, ...] = ()
     measured_speedup: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    trials: tuple[Trial, ...] = ()
+    dense_score: float | None = None
+    dense_call_ms: float | None = None
+
+    @property
+    def chosen(self) -> Trial | None:
+        """The trial that this model comes from."""
+        return next((trial for trial in self.trials if trial.chosen), None)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -133,50 +163,11 @@ class Report:
         )
         refitted, measured = tuple(data.get("refitted", ())), data.get("measured_speedup")
         warnings, seconds = tuple(data["warnings"]), data.get("seconds", {})
-        return cls(layers, warnings, data.get("latency_error"), refitted, measured, seconds)
+        trials = tuple(Trial(**trial) for trial in data.get("trials", ()))
+        dense = data.get("dense_score"), data.get("dense_call_ms")
+        return cls(layers, warnings, data.get("latency_error"), refitted, measured, seconds, trials, *dense)
 
     def __str__(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
+        from .tables import told
 
-        timed = self.latency_error is not None
-        table = Table("layer", "regions", "ranks", "MFLOP", "fewer", "parameters", "error", *(["ms"] if timed else []))
-        for layer in self.layers:
-            table.add_row(
-                layer.name,
-                (f"{len(layer.ranks)} share {layer.rows}" if layer.rows else str(len(layer.ranks) or "-"))
-                + (f" of {layer.squeeze}" if layer.squeeze else ""),
-                layer.reason or "; ".join(" ".join("dense" if r is None else str(r) for r in c) for c in layer.ranks),
-                f"{layer.dense_flops / 1e6:.1f} > {layer.flops / 1e6:.1f}",
-                f"{layer.dense_flops / max(layer.flops, 1):.2f}x",
-                f"{layer.dense_parameters} > {layer.parameters}",
-                f"{layer.error:.4f}",
-                *([f"{layer.dense_ms:.3f} > {layer.ms:.3f}"] if timed else []),
-            )
-        table.add_section()
-        table.add_row(
-            "all",
-            "",
-            "",
-            f"{self.dense_flops / 1e6:.1f} > {self.flops / 1e6:.1f}",
-            f"{self.flop_reduction:.2f}x",
-            f"{self.dense_parameters} > {self.parameters}",
-            "",
-            *([f"{self.dense_ms:.3f} > {self.ms:.3f}"] if timed else []),
-        )
-        console = Console(width=120)
-        with console.capture() as capture:
-            console.print(table)
-            size = f"{self.dense_bytes / 1e6:.2f} > {self.bytes / 1e6:.2f} MB ({self.byte_reduction:.2f}x)"
-            speed = f", {self.speedup:.2f}x faster (predicted; median error {self.latency_error:.0%})" if timed else ""
-            speed += f", {self.measured_speedup:.2f}x measured" if self.measured_speedup else ""
-            console.print(f"convolutions: {size}{speed}", markup=False, highlight=False)
-            if self.refitted:
-                console.print(f"refitted to them: {', '.join(self.refitted)}", markup=False, highlight=False)
-            if self.seconds:
-                longest = sorted(self.seconds.items(), key=lambda stage: -stage[1])
-                told = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in longest if seconds >= 0.05)
-                console.print(f"took {sum(self.seconds.values()):.1f} s: {told}", markup=False, highlight=False)
-            for warning in self.warnings:
-                console.print(f"warning: {warning}", markup=False, highlight=False)
-        return capture.get()
+        return told(self)

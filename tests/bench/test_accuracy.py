@@ -11,7 +11,7 @@ import hscc
 import numpy as np
 import pytest
 import torch
-from hscc.io.images import ImageSpec
+from hscc.data.spec import ImageSpec
 from hscc.io.loading import build_model
 from torch import nn
 from typer.testing import CliRunner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hscc import compress
+from hscc import calibrated
 from hscc.search.latency import Machine
 from hscc.search.work import Work
 from torch import Tensor, nn
@@ -47,11 +47,11 @@ def machine(monkeypatch) -> dict[str, float]:
     """A machine of known speed instead of this one; the dense layers' seconds, to be changed at will."""
     rates = Work(calls=1e-6, first=1e-11, values=1e-10, second=1e-11, outputs=1e-10, taps=1e-10, numbers=1e-10)
     dense: dict[str, float] = {}
-    monkeypatch.setattr(compress.Machine, "measured", lambda *args: Machine({"batch": 1}, rates, 0.05, {}, 1e-3))
+    monkeypatch.setattr(calibrated.Machine, "measured", lambda *args: Machine({"batch": 1}, rates, 0.05, {}, 1e-3))
 
     def seconds(self, layers, show) -> dict[str, float]:
         return {name: dense.get(name, 2e-6 + 1e-9 * conv.weight.numel()) for name, (conv, _) in layers.items()}
 
-    monkeypatch.setattr(compress.Machine, "dense_seconds", seconds)
-    monkeypatch.setattr(compress.Machine, "compare", lambda self, pairs, show: (3e-6 * len(pairs), 1e-6 * len(pairs)))
+    monkeypatch.setattr(calibrated.Machine, "dense_seconds", seconds)
+    monkeypatch.setattr(calibrated.Machine, "compare", lambda self, pairs, show: (3e-6 * len(pairs), 1e-6 * len(pairs)))
     return dense

@@ -12,15 +12,24 @@ import pytest
         (lambda: hscc.flops(0.5), ValueError, "got flops=0.5, expected a reduction of at least 1"),
         (lambda: hscc.flops(float("nan")), ValueError, "got flops=nan"),
         (lambda: hscc.energy(1.2), ValueError, r"got energy=1.2, expected a share in \(0, 1\]"),
-        (lambda: hscc.Budget(), ValueError, "expected either reductions or an energy"),
-        (lambda: hscc.Budget(flops=3, energy=0.5), ValueError, "expected either reductions or an energy"),
+        (lambda: hscc.Budget(), ValueError, "expected reductions, a max_drop, or an energy"),
+        (lambda: hscc.Budget(flops=3, energy=0.5), ValueError, "expected reductions, a max_drop, or an energy"),
         (lambda: hscc.Budget(latency=0.9), ValueError, "got latency=0.9, expected a reduction of at least 1"),
-        (lambda: hscc.Budget(bytes=3, energy=0.5), ValueError, "expected either reductions or an energy"),
+        (lambda: hscc.Budget(bytes=3, energy=0.5), ValueError, "expected reductions, a max_drop, or an energy"),
         (lambda: hscc.Config(hscc.flops(3), latency_batch=0), ValueError, "latency_batch: got 0, expected an integer"),
         (
             lambda: hscc.Config(hscc.Budget(latency=2), method="tucker2"),
             ValueError,
             "method: got 'tucker2', whose time is not known, expected 'hscc' or 'svd'",
+        ),
+        (lambda: hscc.Budget(max_drop=0), ValueError, "got max_drop=0, expected points of the score"),
+        (lambda: hscc.Budget(max_drop=1, energy=0.9), ValueError, "expected reductions, a max_drop, or an energy"),
+        (lambda: hscc.Budget(max_drop=1, confidence=95), ValueError, "got confidence=95, expected one between"),
+        (lambda: hscc.Budget(max_drop=1, aim="speed"), ValueError, "got aim='speed', expected one of"),
+        (
+            lambda: hscc.Config(hscc.Budget(max_drop=1, aim="latency"), method="tucker2"),
+            ValueError,
+            "whose time is not known",
         ),
         (lambda: hscc.params(0), ValueError, "got params=0, expected a reduction of at least 1"),
         (lambda: hscc.Config(budget=3.0), TypeError, "budget: got float, expected hscc.Budget"),
@@ -40,7 +49,13 @@ def test_bad_options(make, error: type, match: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "budget", [hscc.flops(5.3), hscc.energy(0.9), hscc.Budget(flops=6, params=3, bytes=2, latency=2)]
+    "budget",
+    [
+        hscc.flops(5.3),
+        hscc.energy(0.9),
+        hscc.Budget(flops=6, params=3, bytes=2, latency=2),
+        hscc.Budget(max_drop=0.5, confidence=0.9, aim="bytes"),
+    ],
 )
 def test_json_round_trip(budget: hscc.Budget) -> None:
     config = hscc.Config(budget, regions=3, region_method="grid", clusters=2, skip=["a", "b"], seed=5)

@@ -1,6 +1,7 @@
 """The command line: ``hscc --help``.
 
-Exit codes: 0 done, 1 a fault of ours, 2 wrong usage or input (one line says what), 130 interrupted.
+Exit codes: 0 done, 1 a fault of ours, 2 wrong usage or input (one line says what), 3 not equivalent where
+``hscc evaluate --require-equivalent`` asks for it, 130 interrupted.
 """
 
 from __future__ import annotations

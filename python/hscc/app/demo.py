@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..compress import compress_
 from ..config import Config, flops
-from ..evaluation.classifier import Evaluation, evaluate
+from ..data.spec import ImageSpec
+from ..evaluation.classifier import Evaluation
+from ..evaluation.comparison import Comparison
+from ..evaluation.outputs import Outputs, collect
 from ..evaluation.speed import latency
-from ..io.images import ImageSpec
 from ..io.loading import load_model, load_module
 from ..nn.fuse import fuse_
 from ..report import Report
 from ..search.latency import processor
 from . import figures
+from .report import page
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "brain_mri"
 LATENCY_BATCHES = (1, 8)
@@ -32,7 +35,7 @@ BATCH = 32
 def run(
     example: Path, out: Path, reductions: Sequence[float], calibration_images: int, test_images: int, seed: int
 ) -> dict:
-    """Runs all of it with progress bars; writes ``report.json`` and two pictures to ``out`` and returns the report."""
+    """Runs all of it with progress bars; writes ``report.json``, which it returns, ``report.html`` and two pictures."""
     if not (example / "synthetic.py").is_file():
         raise FileNotFoundError(f"example: got {str(example)!r}, expected the folder examples/brain_mri of a checkout")
     dense, spec = load_model(str(example / "model.py"), example / "weights.safetensors")
@@ -52,10 +55,9 @@ def run(
         )
     for name in reports:
         fuse_(models[name])
-    evaluations = {
-        name: evaluate(model, test, spec.classes, description=f"testing {name}", show_progress=True)
-        for name, model in models.items()
-    }
+    answers = collect([*models.values()], test, spec.classes, description="testing", show_progress=True)
+    outputs = dict(zip(models, answers, strict=True))
+    evaluations = {name: Evaluation.of(own) for name, own in outputs.items()}
     times = {n: latency(models, test[0][0][:n]) for n in LATENCY_BATCHES}
     out.mkdir(parents=True, exist_ok=True)
     figures.region_maps(models[name], calibration_pixels.mean(0), out / "regions.png")
@@ -72,12 +74,45 @@ def run(
             for name in models
         },
     }
+    material = page.Material(
+        dense=dense,
+        model=models[name],
+        report=reports[name],
+        calibration=calibration,
+        images=test_pixels,
+        comparison=Comparison.of(outputs["dense"], outputs[name], spec.classes).to_dict(),
+        points=_points(reports, outputs, times[1]),
+        latency=(1e3 * times[1]["dense"], 1e3 * times[1][name], 1),
+        title=f"The example with {name}",
+        command=f"hscc demo {' '.join(f'--flops {reduction:g}' for reduction in reductions)} --seed {seed}"
+        f" --calibration {calibration_images} --test {test_images}",
+    )
+    page.write(material, out / "report.html")
     (out / "report.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
 def _batches(pixels, spec: ImageSpec) -> list[Tensor]:
     return [spec.preprocess(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
+
+
+def _points(reports: dict[str, Report], outputs: dict[str, Outputs], seconds: dict[str, float]) -> list[dict]:
+    """The compressed models for the page's figures; the last is its own."""
+    points = []
+    for name, report in reports.items():
+        change = outputs[name].correct.astype(float) - outputs["dense"].correct
+        points.append(
+            {
+                "method": "hscc",
+                "flop_reduction": report.flop_reduction,
+                "parameter_reduction": report.parameter_reduction,
+                "difference": float(change.mean()),
+                "difference_standard_error": float(change.std() / len(change) ** 0.5),
+                "latency_ms": 1e3 * seconds[name],
+                "chosen": name == [*reports][-1],
+            }
+        )
+    return points
 
 
 def _row(model: nn.Module, report: Report | None, evaluation: Evaluation, own: dict, times: dict) -> dict:

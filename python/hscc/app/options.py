@@ -19,6 +19,10 @@ Model = Annotated[str, typer.Option(help="Python file and function that builds t
 Weights = Annotated[Path, typer.Option(help="Its weights (safetensors with an image spec in the header).")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file as JSON.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
+Labels = Annotated[
+    Path | None, typer.Option(help="CSV with columns file, label and any groups; only the files it lists are read.")
+]
+SlicesOf = Annotated[str | None, typer.Option("--slices", help="Of volumes: axis:low-high (0..1) or axis:index,...")]
 Batch = Annotated[int, typer.Option(min=1, help="Images a batch.")]
 Seed = Annotated[int, typer.Option(help="Seed of the clusterings.")]
 

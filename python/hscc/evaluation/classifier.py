@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from ..progress import track
+from .outputs import Outputs, collect
 from .paired import standard_error
 
 
@@ -23,6 +21,15 @@ class Evaluation:
     macro_f1: float
     class_f1: tuple[float, ...]
 
+    @classmethod
+    def of(cls, outputs: Outputs) -> Evaluation:
+        from sklearn.metrics import f1_score
+
+        classes, correct = range(outputs.probabilities.shape[1]), outputs.correct
+        f1 = f1_score(outputs.labels, outputs.predicted, labels=classes, average=None, zero_division=0)
+        error = standard_error(correct)
+        return cls(len(outputs), float(correct.mean()), error, float(f1.mean()), tuple(map(float, f1)))
+
 
 def evaluate(
     model: nn.Module,
@@ -32,61 +39,5 @@ def evaluate(
     description: str = "evaluating",
     show_progress: bool = False,
 ) -> Evaluation:
-    """Runs (images, labels) batches through a classifier, which keeps its modes of training.
-
-    The largest of the outputs (N, classes) wins. Two classes may have one output (N, 1) or (N,), a logit: above 0 is
-    the second class. Labels are class indices (N,).
-
-    Raises:
-        ValueError: no images, or another number of outputs or other labels than ``classes`` has.
-        TypeError: outputs or labels that are no tensor.
-    """
-    from sklearn.metrics import f1_score
-
-    predicted, wanted = [], []
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.inference_mode():
-            for images, labels in track(batches, description, show_progress):
-                wanted.append(_indices(labels, classes))
-                predicted.append(_winners(model(images), len(labels), classes))
-    finally:
-        for module, training in modes:
-            module.training = training
-    if not sum(map(len, predicted)):
-        raise ValueError("evaluate: got no images, expected at least one batch")
-    predicted, wanted = torch.cat(predicted).numpy(), torch.cat(wanted).numpy()
-    correct = predicted == wanted
-    f1 = f1_score(wanted, predicted, labels=range(len(classes)), average=None, zero_division=0)
-    return Evaluation(
-        len(correct), float(correct.mean()), standard_error(correct), float(f1.mean()), tuple(map(float, f1))
-    )
-
-
-def _indices(labels: Tensor, classes: Sequence[str]) -> Tensor:
-    """The labels as int64, when each is the index of a class."""
-    expected = f"expected class indices (N,) of {reprlib.repr(tuple(classes))}"
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"evaluate: got labels of type {type(labels).__name__}, {expected}")
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"evaluate: got labels {labels.dtype} {tuple(labels.shape)}, {expected}")
-    labels = labels.long()
-    wrong = labels[(labels < 0) | (labels >= len(classes))]
-    if len(wrong):
-        raise ValueError(f"evaluate: got label {wrong[0].item()}, {expected}")
-    return labels
-
-
-def _winners(outputs: Tensor, n: int, classes: Sequence[str]) -> Tensor:
-    """The class of each of ``n`` images as int64 (n,)."""
-    expected = f"expected {len(classes)} (classes {reprlib.repr(tuple(classes))})"
-    if not isinstance(outputs, Tensor):
-        raise TypeError(f"evaluate: got {type(outputs).__name__} as outputs, {expected} an image, in one tensor")
-    if len(classes) == 2 and outputs.shape in ((n,), (n, 1)):
-        return (outputs.reshape(n) > 0).long()
-    if outputs.ndim != 2 or len(outputs) != n:
-        raise ValueError(f"evaluate: got outputs of shape {tuple(outputs.shape)} for {n} images, {expected} an image")
-    if outputs.shape[1] != len(classes):
-        raise ValueError(f"evaluate: got {outputs.shape[1]} outputs, {expected}")
-    return outputs.argmax(1)
+    """Runs (images, labels) batches through a classifier; takes and raises what :func:`outputs.collect` does."""
+    return Evaluation.of(*collect([model], batches, classes, description=description, show_progress=show_progress))

@@ -1,1 +1,1 @@
-"""Files: checkpoints, images, models."""
+"""Files: checkpoints and models."""

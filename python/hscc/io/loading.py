@@ -15,8 +15,8 @@ from types import ModuleType
 
 from torch import nn
 
+from ..data.spec import METADATA_KEY, ImageSpec
 from .checkpoint import load_, read_metadata
-from .images import METADATA_KEY, ImageSpec
 
 _folders: set[Path] = set()  # of the files run so far
 
@@ -114,7 +114,7 @@ def load_model(source: str, weights: str | Path) -> tuple[nn.Module, ImageSpec]:
 
     metadata = read_metadata(weights)
     if METADATA_KEY not in metadata:
-        raise ValueError(f"{weights}: got no {METADATA_KEY!r} in the header, expected hscc.images.ImageSpec as JSON")
+        raise ValueError(f"{weights}: got no {METADATA_KEY!r} in the header, expected hscc.data.spec.ImageSpec as JSON")
     try:
         spec = ImageSpec.from_json(metadata[METADATA_KEY])
     except (ValueError, TypeError) as error:

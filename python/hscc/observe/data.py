@@ -56,22 +56,25 @@ class Calibration:
 
         Raises TypeError for data or a batch of another kind, ValueError where there is no batch.
         """
-        data = self._readable()
+        data = self.readable()
         empty = True
         for batch in data if stage is None else self.track(data, stage):
             empty = False
-            if self.adapter is not None:
-                yield here(batch, self.device)
-                continue
-            first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            if not isinstance(first, (Tensor, Mapping)) or _images_alone(batch):
-                raise TypeError(
-                    f"{self.argument}: got a batch of {kind(batch)}, expected a tensor, a tuple or list that begins "
-                    "with one, or a dict of keywords; forward=lambda model, batch: ... is for any other"
-                )
-            yield here(first, self.device)
+            yield self.inputs(batch)
         if empty:
             raise ValueError(f"{self.argument}: got no batch, expected at least one")
+
+    def inputs(self, batch: Any) -> Any:
+        """What :meth:`forward` takes of a batch, on the device."""
+        if self.adapter is not None:
+            return here(batch, self.device)
+        first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(first, (Tensor, Mapping)) or _images_alone(batch):
+            raise TypeError(
+                f"{self.argument}: got a batch of {kind(batch)}, expected a tensor, a tuple or list that begins "
+                "with one, or a dict of keywords; forward=lambda model, batch: ... is for any other"
+            )
+        return here(first, self.device)
 
     def first(self) -> Any:
         """The first batch, for what does not depend on the images."""
@@ -110,7 +113,7 @@ class Calibration:
         """Random numbers of this rank."""
         return torch.Generator().manual_seed(self.seed + distributed.rank())
 
-    def _readable(self) -> Iterable:
+    def readable(self) -> Iterable:
         """The data, or what is wrong with them."""
         data, wanted = (
             self.data,

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from hscc.app import cli
-from hscc.io.images import METADATA_KEY, ClassFolders, ImageSpec, Pictures
+from hscc.data.folders import ClassFolders, Pictures
+from hscc.data.spec import METADATA_KEY, ImageSpec
 from hscc.io.loading import build_model, load_module
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -366,12 +367,12 @@ def test_images_become_inputs(work: Path) -> None:
     folders, pictures = ClassFolders(work / "data", SPEC), Pictures(work / "data", SPEC)
     assert len(folders) == len(pictures) == 24
     image, label = folders[0]
-    pixels = np.asarray(Image.open(folders.files[0][0]))
+    pixels = np.asarray(Image.open(folders.pictures.items[0].path))
     torch.testing.assert_close(image[0], (torch.tensor(pixels) / 255 - 0.5) / 0.25)
     assert label == 0
     grey = np.random.default_rng(0).integers(0, 255, (2, 16, 16), dtype=np.uint8)
     colour = ImageSpec((16, 16), 3, (0, 0, 0), (1, 1, 1), ("a",))
     torch.testing.assert_close(colour.preprocess(grey), torch.tensor(grey / 255).float()[:, None].expand(-1, 3, -1, -1))
     assert ImageSpec.from_json(colour.to_json()) == colour
-    with pytest.raises(ValueError, match=r"pixels: got torch.uint8 \(2, 15, 16\), expected uint8"):
+    with pytest.raises(ValueError, match=r"pixels: got torch.uint8 \(2, 15, 16\), expected uint8 or float32"):
         colour.preprocess(grey[:, 1:])

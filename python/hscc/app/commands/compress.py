@@ -7,14 +7,29 @@ from typing import Annotated
 
 import typer
 
-from ..options import Batch, Json, Model, Seed, Threads, Weights, app, check_folder, set_threads, write_json
+from ..options import (
+    Batch,
+    Json,
+    Labels,
+    Model,
+    Seed,
+    SlicesOf,
+    Threads,
+    Weights,
+    app,
+    check_folder,
+    set_threads,
+    write_json,
+)
 
 
 @app.command()
 def compress(
     model: Model,
     weights: Weights,
-    data: Annotated[Path, typer.Option(help="Folder of calibration images (no labels needed, sub-folders are read).")],
+    data: Annotated[
+        Path, typer.Option(help="Calibration images: a folder (sub-folders are read), file or set; no labels.")
+    ],
     out: Annotated[Path, typer.Option(help="The compressed model (safetensors).")],
     flops: Annotated[float | None, typer.Option(help="How many times fewer convolution FLOPs.")] = None,
     params: Annotated[float | None, typer.Option(help="How many times fewer parameters of convolutions.")] = None,
@@ -23,6 +38,18 @@ def compress(
         float | None, typer.Option(help="How many times faster convolutions; measures this machine once.")
     ] = None,
     energy: Annotated[float | None, typer.Option(help="Instead: share of output energy to keep, 0..1.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Points of the score that may be lost; as far as that allows.")
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="For --max-drop: other images, in class folders or as for hscc evaluate.")
+    ] = None,
+    validation_labels: Annotated[Path | None, typer.Option(help="CSV of their labels.")] = None,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Judge by answers that stay as they were; --validation needs no labels.")
+    ] = False,
+    confidence: Annotated[float, typer.Option(help="With which the drop is no more.")] = 0.95,
+    aim: Annotated[str, typer.Option(help="What to spend it on: flops, params, bytes or latency.")] = "flops",
     regions: Annotated[int, typer.Option(help="Spatial regions a layer, at most.")] = 16,
     region_method: Annotated[str, typer.Option(help="kmeans, grid or none.")] = "kmeans",
     clusters: Annotated[int, typer.Option(help="Channel clusters a region, at most.")] = 2,
@@ -34,6 +61,8 @@ def compress(
     latency_batch: Annotated[int, typer.Option(min=1, help="Images of the calls whose time counts.")] = 1,
     skip: Annotated[list[str] | None, typer.Option(help="Name of a layer to leave alone; repeat for several.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Calibration images used at most.")] = 512,
+    labels: Labels = None,
+    slices: SlicesOf = None,
     batch: Batch = 32,
     threads: Threads = None,
     seed: Seed = 0,
@@ -41,18 +70,23 @@ def compress(
 ) -> None:
     """Compresses a trained network with unlabelled calibration images.
 
+    With --max-drop it goes as far as that many points allow, of images named right or, with --agreement, of answers
+    that stay those of the dense network.
+
     Example: hscc compress --model examples/brain_mri/model.py:build --weights examples/brain_mri/weights.safetensors
     --data data/brain_mri/calibration --flops 5.3 --out small.safetensors
     """
     from torch.utils.data import DataLoader, Subset
 
     from ... import Budget, Config, compress_, save
-    from ...io.images import METADATA_KEY, Pictures
+    from ...data.slices import Slices
+    from ...data.sources import open_images, open_labelled
+    from ...data.spec import METADATA_KEY
     from ...io.loading import load_model
 
     set_threads(threads)
     config = Config(
-        budget=Budget(flops=flops, params=params, bytes=bytes_, latency=latency, energy=energy),
+        budget=Budget(flops, params, energy, bytes_, latency, max_drop, confidence, aim),
         factorization=factorization,
         regions=regions,
         region_method=region_method,
@@ -67,10 +101,14 @@ def compress(
     )
     check_folder(out)
     network, spec = load_model(model, weights)
-    pictures = Pictures(data, spec)
+    pictures = open_images(data, spec, labels=labels, slices=Slices.parse(slices))
     step = max(len(pictures) // limit, 1)  # spread over the whole folder: files are often sorted by class
     chosen = Subset(pictures, range(0, len(pictures), step)[:limit])
-    report = compress_(network, DataLoader(chosen, batch), config, show_progress=True)
+    judged = None
+    if validation is not None:
+        opened = open_images if agreement else open_labelled
+        judged = DataLoader(opened(validation, spec, labels=validation_labels, slices=Slices.parse(slices)), batch)
+    report = compress_(network, DataLoader(chosen, batch), config, evaluate=judged, show_progress=True)
     save(network, out, report=report, metadata={METADATA_KEY: spec.to_json()})
     typer.echo(str(report))
     typer.echo(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB).")

@@ -12,7 +12,7 @@ from ..options import Json, Seed, Threads, app, set_threads, write_json
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for report.json and the pictures.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for report.html, report.json and the pictures.")] = Path("out/demo"),
     example: Annotated[
         Path | None, typer.Option(help="The example's folder; default: the one of this checkout.")
     ] = None,
@@ -32,7 +32,8 @@ def demo(
     set_threads(threads)
     result = demonstration.run(example or demonstration.EXAMPLE, out, flops, calibration, test, seed)
     _print_demo(result)
-    typer.echo(f"Wrote {out / 'report.json'}, {out / 'regions.png'} and {out / 'ranks.png'}.")
+    files = [str(out / name) for name in ("report.html", "report.json", "regions.png", "ranks.png")]
+    typer.echo(f"Wrote {', '.join(files[:-1])} and {files[-1]}.")
     write_json(json_file, result)
 
 

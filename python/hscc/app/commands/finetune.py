@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import Batch, Json, Model, Threads, Weights, app, check_folder, set_threads, write_json
+from ..options import Batch, Json, Labels, Model, SlicesOf, Threads, Weights, app, check_folder, set_threads, write_json
 
 
 @app.command()
@@ -15,11 +15,15 @@ def finetune(
     model: Model,
     weights: Weights,
     student: Annotated[Path, typer.Option(help="The compressed model, from hscc compress.")],
-    data: Annotated[Path, typer.Option(help="Folder of training images (no labels needed, sub-folders are read).")],
+    data: Annotated[
+        Path, typer.Option(help="Training images: a folder (sub-folders are read), file or set; no labels.")
+    ],
     out: Annotated[Path, typer.Option(help="The fine-tuned model (safetensors).")],
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the images.")] = 2,
-    validation: Annotated[Path | None, typer.Option(help="Folder of other images, to keep the best epoch.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Other images, to keep the best epoch.")] = None,
     rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 5e-5,
+    labels: Labels = None,
+    slices: SlicesOf = None,
     batch: Batch = 32,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Seed of the shuffling.")] = 0,
@@ -34,7 +38,9 @@ def finetune(
 
     from ... import finetune as train
     from ... import load_, save
-    from ...io.images import METADATA_KEY, Pictures
+    from ...data.slices import Slices
+    from ...data.sources import open_images
+    from ...data.spec import METADATA_KEY
     from ...io.loading import build_model, load_model
 
     set_threads(threads)
@@ -43,12 +49,15 @@ def finetune(
     network = build_model(model)
     report = load_(network, student)
     state = out.with_name(f"{out.name}.state")
+    chosen = Slices.parse(slices)
+    images = open_images(data, spec, labels=labels, slices=chosen)
+    others = None if validation is None else DataLoader(open_images(validation, spec, slices=chosen), batch)
     losses = train(
         network,
         teacher,
-        DataLoader(Pictures(data, spec), batch, shuffle=True),
+        DataLoader(images, batch, shuffle=True),
         epochs=epochs,
-        validation=None if validation is None else DataLoader(Pictures(validation, spec), batch),
+        validation=others,
         rate=rate,
         checkpoint=state,
         seed=seed,

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hscc.io.images import ClassFolders, ImageSpec, Pictures, read_image
+from hscc.data.folders import ClassFolders, Pictures
+from hscc.data.pixels import Unreadable
+from hscc.data.readers import Item, read_image
+from hscc.data.spec import ImageSpec
 from PIL import Image, PngImagePlugin
 
 GREY = ImageSpec((16, 16), 1, (0.5,), (0.25,), ("a",))
@@ -78,8 +81,6 @@ def test_16_bits_are_rounded(tmp_path: Path) -> None:
     picture(tmp_path, values, "x.png")
     want = np.round(values / 257)
     assert np.array_equal(read_image(tmp_path / "a" / "x.png", GREY), want)
-    picture(tmp_path, values, "first.tif", save_all=True, append_images=[Image.fromarray(values // 2)])
-    assert np.array_equal(read_image(tmp_path / "a" / "first.tif", GREY), want)
     picture(tmp_path, values, "inverse.tif", tiffinfo={262: 0})  # WhiteIsZero
     assert np.array_equal(read_image(tmp_path / "a" / "inverse.tif", GREY), 255 - want)
 
@@ -122,6 +123,7 @@ GUESSES = {
     "floats": ("x.tif", FLOATS, "got floats from 0 to 1, expected 8 bits, or 16 unsigned"),
     "large floats": ("x.tif", FLOATS * 4095, "got floats from 0 to 4095, expected"),
     "white floats": ("x.tif", np.ones_like(FLOATS), "got floats from 1 to 1, expected"),
+    "halves of 16 signed bits": ("x.tif", GRADIENT.astype(np.int16), "got integers of 32 or 16 signed bits from 0"),
     "32 bits": (
         "x.tif",
         GRADIENT.astype(np.int32) - 5,
@@ -202,8 +204,8 @@ def test_hidden_files_and_folders_are_skipped(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"no picture")
     want = [root / "a" / name for name in ("a/y.png", "folder.png/a/z.PNG", "x.png")]
-    assert Pictures(root, GREY).files == want
-    assert ClassFolders(root, GREY).files == [(file, 0) for file in want]
+    assert Pictures(root, GREY).items == ClassFolders(root, GREY).pictures.items == [Item(file) for file in want]
+    assert ClassFolders(root, GREY).labels == [0, 0, 0]
     for file in want:
         file.unlink()
     for data in (Pictures, ClassFolders):
@@ -223,3 +225,57 @@ def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").symlink_to(tmp_path / "moved.png")
     refused(tmp_path, "unreadable image", "x.png'", "No such file")
+
+
+WINDOW = ImageSpec((16, 16), 1, (0,), (1,), ("a",), window=(0, 4095))
+UNITS = ImageSpec((16, 16), 3, (0,) * 3, (1,) * 3, ("a",), window=(-0.5, 0.5))
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_a_window_gives_12_bits_their_white(tmp_path: Path, name: str) -> None:
+    values = np.linspace(0, 5000, 256).reshape(16, 16).astype(np.uint16)
+    file = picture(tmp_path, values, name) / "a" / name
+    want = torch.tensor(values / 4095).clip(0, 1).float()
+    assert read_image(file, WINDOW).dtype == np.float32
+    torch.testing.assert_close(Pictures(tmp_path, WINDOW)[0], want[None])
+    torch.testing.assert_close(ClassFolders(tmp_path, WINDOW)[0][0], want[None])
+
+
+def test_a_window_scales_floats_and_integers(tmp_path: Path) -> None:
+    values = FLOATS - 0.75
+    values[0, 0] = np.nan
+    picture(tmp_path, values, "x.tif")
+    want = np.nan_to_num((values + 0.5).clip(0, 1))
+    torch.testing.assert_close(Pictures(tmp_path, UNITS)[0], torch.tensor(want).expand(3, -1, -1))
+    picture(tmp_path, GRADIENT.astype(np.int32) - 128, "x.tif")
+    assert read_image(tmp_path / "a" / "x.tif", UNITS)[7, 15] == 0  # -1
+    assert read_image(tmp_path / "a" / "x.tif", UNITS)[8, 0] == 0.5
+    inverse = picture(tmp_path, deep(GRADIENT) // 17, "inverse.tif", tiffinfo={262: 0}) / "a" / "inverse.tif"
+    np.testing.assert_allclose(read_image(inverse, WINDOW), 1 - (deep(GRADIENT) // 17) / 4095, atol=1e-6)
+
+
+def test_a_window_resizes_what_it_has_clipped(tmp_path: Path) -> None:
+    values = np.zeros((32, 32), np.float32)
+    values[::2] = 1e6  # as metal in a CT
+    picture(tmp_path, values, "x.tif")
+    assert abs(read_image(tmp_path / "a" / "x.tif", UNITS).mean() - 0.75) < 0.02
+
+
+@pytest.mark.parametrize("pixels", [GRADIENT, np.stack([GRADIENT] * 3, -1)], ids=["grey", "colour"])
+def test_8_bits_have_no_units(tmp_path: Path, pixels: np.ndarray) -> None:
+    picture(tmp_path, pixels)
+    with pytest.raises(ValueError, match=r"x\.png': got 8 bits or colours, expected values in the units of the window"):
+        Pictures(tmp_path, WINDOW)[0]
+
+
+def test_damage_is_of_its_own_kind(tmp_path: Path) -> None:
+    """``skip_broken`` leaves out what is damaged, not what lacks a window."""
+    picture(tmp_path, FLOATS, "x.tif")
+    with pytest.raises(ValueError, match=r"ImageSpec\.window") as error:
+        read_image(tmp_path / "a" / "x.tif", GREY)
+    assert not isinstance(error.value, Unreadable)
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(Unreadable, match="unreadable image"):
+        read_image(tmp_path / "x.png", GREY)
+    with pytest.raises(ValueError, match=r"x\.txt': got a file of another kind, expected one ending in"):
+        read_image(tmp_path / "x.txt", GREY)
