@@ -28,6 +28,7 @@ from .observe.values import floating
 from .report import Report, Trial
 
 COARSE, FINE, STEPS = 2.0, 2**0.25, 3  # times less from one trial to the next; fine ones within a coarse one
+MOST = 256.0  # times less: where nothing is lost, FLOPs may be halved for ever
 EXPECTED = 8  # trials, for the time left
 TIMED, TURNS, TURN = 3, 7, 0.2  # candidates, turns of each, seconds of a turn
 ALIKE = 1.03  # times the quickest: no slower than measurements tell
@@ -82,9 +83,9 @@ class _Search:
         """Coarse steps until one does not hold; then fine ones from the last that did."""
         least = getattr(self.budget, self.budget.aim)
         last, limit = least or 1.0, least or COARSE
-        while self._holds(limit):
+        while limit <= max(MOST, least or 0) and self._holds(limit):
             last, limit = limit, limit * COARSE
-        if limit == least:
+        if limit == least or limit > MOST:
             return
         for _ in range(STEPS):
             if not self._holds(last := last * FINE):
