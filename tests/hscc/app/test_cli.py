@@ -87,7 +87,10 @@ def test_compress_then_evaluate(work: Path, hscc) -> None:
     ("arguments", "message"),
     [
         (("--flops", "0.5"), "error: budget: got flops=0.5, expected a reduction of at least 1"),
-        ((), "error: budget: got flops=None, params=None, bytes=None, latency=None and energy=None, expected"),
+        (
+            (),
+            "error: budget: got flops=None, params=None, bytes=None, latency=None, max_drop=None and energy=None",
+        ),
         (("--flops", "3", "--data", "nowhere"), "error: data: got 'nowhere', expected a folder of images"),
         (("--flops", "3", "--data", "empty"), "error: data: got no images in 'empty', expected files ending in"),
         (("--flops", "3", "--data", "broken"), "error: unreadable image"),

@@ -12,7 +12,7 @@ import hscc
 import numpy as np
 import pytest
 import torch
-from hscc import HSCConv2d, SqueezedConv2d, compress
+from hscc import HSCConv2d, SqueezedConv2d, calibrated
 from hscc.search import latency
 from hscc.search.latency import Machine
 from hscc.search.work import Work
@@ -294,7 +294,7 @@ def test_latency_with_other_limits(net, data, machine, budget: hscc.Budget) -> N
 
 
 def test_a_speed_up_that_does_not_come_is_told(net, data, machine, monkeypatch) -> None:
-    monkeypatch.setattr(compress.Machine, "compare", lambda self, pairs, show: (1e-6, 3e-6))
+    monkeypatch.setattr(calibrated.Machine, "compare", lambda self, pairs, show: (1e-6, 3e-6))
     report = hscc.compress_(net, data, hscc.Config(hscc.Budget(latency=1.5)))
     assert report.measured_speedup < 1
     assert "x measured on the finished layers, expected 1.5x" in report.warnings[-1]
@@ -326,7 +326,7 @@ def test_more_than_can_be_had_is_refused(net, data, machine) -> None:
 
 
 def test_nothing_is_measured_unless_it_counts(net, data, monkeypatch) -> None:
-    monkeypatch.setattr(compress.Machine, "measured", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr(calibrated.Machine, "measured", lambda *args: pytest.fail("measured"))
     report = hscc.plan(net, data, hscc.Config(hscc.Budget(flops=2, params=2, bytes=2))).report()
     assert report.ms is None
     assert report.speedup is None

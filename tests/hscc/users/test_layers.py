@@ -29,7 +29,7 @@ def test_layers_in_a_plain_list_stay_with_the_reason(x) -> None:
 
 def test_a_layer_that_the_result_does_not_call_is_refused(x, monkeypatch) -> None:
     """What the stand-ins did not show, the pass of the result does."""
-    monkeypatch.setattr(hscc.compress.probe, "objections", lambda *args: {})
+    monkeypatch.setattr("hscc.calibrated.probe.objections", lambda *args: {})
     model = Net(lambda net, x: net.head(net.order[0](net.a(x).relu()).relu().mean((2, 3))))
     model.order = [model.b]
     refuses(model, x, "got 0 calls of the compressed layer 'b' in a pass, expected 1")

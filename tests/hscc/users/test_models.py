@@ -54,7 +54,7 @@ def test_nothing_to_compress_is_an_error(method: str) -> None:
 
 def test_a_budget_out_of_reach_is_refused_before_the_work(x, monkeypatch) -> None:
     model = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 16, groups=4), nn.ReLU(), conv(16, 16), nn.Flatten())
-    monkeypatch.setattr(hscc.compress.stats, "look", lambda *args: pytest.fail("work was done"))
+    monkeypatch.setattr("hscc.calibrated.stats.look", lambda *args: pytest.fail("work was done"))
     refuses(model, x, "got flops=30, expected at most 5.75: .* need the rest .2: grouped convolution", reduction=30)
 
 
