@@ -23,8 +23,7 @@ def bounds(before: np.ndarray, after: np.ndarray, confidence: float) -> tuple[fl
     A paired bootstrap, the same each time, smoothed as Agresti and Coull (1998) smooth Wald's interval: two images more
     are lost and two more are won. Without them ten images that agree would prove that no image ever differs; with them
     the bound of n images of 0 and 1 without any difference is near 3/n, the exact one. They count fully for scores of 0
-    and 1, else as much as the largest difference seen. A bound of 95 % then fails in 4 to 5 of 100 draws
-    (``tests/hscc/evaluation/test_paired.py``).
+    and 1, else as much as the largest difference seen. How often the bounds fail is in ``docs/math.md``.
     """
     lost = np.asarray(before, float) - np.asarray(after, float)
     binary = np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all()

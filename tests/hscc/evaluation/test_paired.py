@@ -9,7 +9,7 @@ from hscc.evaluation.paired import bounds
 
 @pytest.mark.parametrize(("n", "lost", "won"), [(50, 0.05, 0.02), (300, 0.02, 0.01), (2000, 0.01, 0.005)])
 def test_both_bounds_hold(n: int, lost: float, won: float) -> None:
-    """In 19 of 20 draws; a plain bootstrap misses the upper one in 7 of 100."""
+    """In 19 of 20 draws, as nearly as 300 draws tell."""
     generator, above, below = np.random.default_rng(0), 0, 0
     for _ in range(300):
         u = generator.random(n)
