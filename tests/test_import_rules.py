@@ -17,8 +17,9 @@ from docs import rooms
 PACKAGES = {p.__name__: Path(p.__file__).parent for p in (hscc, hscc_kernels)}
 BELOW = {"config", "report", "progress", "nn", "hscc_kernels"}
 ROOMS = {
-    "app": {"compress", "fit", "search", "io", "data", "evaluation", *BELOW},
+    "app": {"study", "compress", "fit", "search", "io", "data", "evaluation", *BELOW},
     "compress": {"tolerance", "fitted", "calibrated", *BELOW},
+    "study": {"fitted", "calibrated", "evaluation", "observe", "io", *BELOW},
     "tolerance": {"fitted", "calibrated", "evaluation", "observe", *BELOW},
     "fitted": {"calibrated", "baselines", "fit", "observe", *BELOW},
     "calibrated": {"baselines", "fit", "search", "observe", *BELOW},

@@ -186,7 +186,7 @@ def main(
         if len(cells) != 1:
             raise ValueError(f"json: got {len(cells)} cells, expected one --method and one --flops")
         result = run(cells[0], True)
-        _write(json_file, result)
+        write(json_file, result)
         typer.echo(pages.sentence(result))
         return
     done = {Cell(**{f.name: cell[f.name] for f in fields(Cell)}) for cell in measured(results, data)}
@@ -197,7 +197,7 @@ def main(
         except ValueError as error:  # a method that cannot go so far is a result too
             result = {**asdict(cell), "weights": network(data)[2], "refused": str(error)}
             typer.echo(f"{cell.method} {cell.flops:g}x: {error}")
-        _write(results / cell.file, result)
+        write(results / cell.file, result)
     pages.write(page, {name: list(measured(results, name)) for name in EXAMPLES})
     typer.echo(f"Wrote {page}.")
 
@@ -206,7 +206,7 @@ def batches(pixels: np.ndarray, spec: ImageSpec) -> list[Tensor]:
     return [spec.preprocess(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
 
 
-def _write(file: Path, result: dict) -> None:
+def write(file: Path, result: dict) -> None:
     """An interrupted write leaves no half cell."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")

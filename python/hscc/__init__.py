@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .nn.fuse import fuse_
     from .nn.projection import Projection, SqueezedConv2d
     from .report import LayerReport, Report, Trial
+    from .study.grid import Grid
+    from .study.sweep import sweep
 
 __all__ = [
     "Budget",
@@ -24,6 +26,7 @@ __all__ = [
     "CompressionPlan",
     "Config",
     "FinetuneReport",
+    "Grid",
     "HSCConv2d",
     "LayerReport",
     "Projection",
@@ -43,6 +46,7 @@ __all__ = [
     "params",
     "plan",
     "save",
+    "sweep",
 ]
 
 _HOMES = {
@@ -56,6 +60,8 @@ _HOMES = {
     "nn.fuse": ("fuse_",),
     "nn.projection": ("Projection", "SqueezedConv2d"),
     "report": ("LayerReport", "Report", "Trial"),
+    "study.grid": ("Grid",),
+    "study.sweep": ("sweep",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

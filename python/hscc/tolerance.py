@@ -5,21 +5,20 @@ Why the answer holds at the confidence that was asked for: ``docs/math.md``.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from . import calibrated, fitted, progress
 from .calibrated import Calibrated, calibrate
 from .config import Budget, Config
 from .evaluation.paired import bounds
 from .evaluation.scores import STAGE, Evaluate, Scores
-from .evaluation.speed import latency
+from .evaluation.speed import in_turn
 from .fitted import Fitted
 from .nn import surgery
 from .observe import distributed
@@ -30,7 +29,7 @@ from .report import Report, Trial
 COARSE, FINE, STEPS = 2.0, 2**0.25, 3  # times less from one trial to the next; fine ones within a coarse one
 MOST = 256.0  # times less: where nothing is lost, FLOPs may be halved for ever
 EXPECTED = 8  # trials, for the time left
-TIMED, TURNS, TURN = 3, 7, 0.2  # candidates, turns of each, seconds of a turn
+TIMED = 3  # candidates
 ALIKE = 1.03  # times the quickest: no slower than measurements tell
 ALONE = 128  # images, for what each layer alone changes
 
@@ -136,13 +135,8 @@ class _Search:
 
     def _time(self, limits: list[float]) -> None:
         """Whole models in turn, dense among them, on as many images as count."""
-        batch = _cut(self.data.first(), self.found.config.latency_batch)
-        times: dict[float, list[float]] = {limit: [] for limit in (0.0, *limits)}
-        for _ in range(TURNS):
-            for limit, own in times.items():
-                with self.holding[limit].in_place() if limit else nullcontext(), evaluation(self.model):
-                    own.append(latency({"": lambda x: self.data.forward(self.model, x)}, batch, TURN)[""])
-        self.milliseconds = {limit: 1e3 * statistics.median(own) for limit, own in times.items()}
+        places = {0.0: lambda: nullcontext(self.model), **{limit: self.holding[limit].in_place for limit in limits}}
+        self.milliseconds = in_turn(self.data, places, self.found.config.latency_batch)
 
     def told(self, chosen: Fitted) -> Report:
         """The report of the chosen model, with what was tried and what each layer alone changes."""
@@ -157,17 +151,6 @@ class _Search:
             dense_score=float(self.dense.mean()),
             dense_call_ms=self.milliseconds.get(0.0),
         )
-
-
-def _cut(batch: Any, count: int) -> Any:
-    """The first samples of a batch, where it is clear which they are."""
-    if isinstance(batch, Tensor):
-        return batch[:count]
-    if isinstance(batch, Mapping):
-        return {
-            key: value[:count] if isinstance(value, Tensor) and value.ndim else value for key, value in batch.items()
-        }
-    return batch
 
 
 def _alone(student: surgery.Student, data: Calibration) -> dict[str, float]:

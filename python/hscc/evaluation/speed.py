@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from ..observe.data import Calibration, evaluation_mode
+
+K = TypeVar("K")
+TURNS, TURN = 7, 0.2  # of each model, seconds of one
 
 
 def latency(models: Mapping[str, nn.Module], example: Tensor, seconds: float = 3.0) -> dict[str, float]:
@@ -16,7 +23,7 @@ def latency(models: Mapping[str, nn.Module], example: Tensor, seconds: float = 3
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         end = time.perf_counter() + seconds * len(models)
-        while time.perf_counter() < end:
+        while time.perf_counter() < end or not all(times.values()):
             for name, model in models.items():
                 model(example)
                 stop = time.perf_counter() + 0.05
@@ -24,3 +31,32 @@ def latency(models: Mapping[str, nn.Module], example: Tensor, seconds: float = 3
                     model(example)
                     times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def in_turn(
+    data: Calibration, places: Mapping[K, Callable[[], AbstractContextManager[nn.Module]]], images: int
+) -> dict[K, float]:
+    """Median milliseconds of a call of as many images of the first batch, for models that share their modules.
+
+    Args:
+        places: give each model for the time of a turn.
+    """
+    batch = _cut(data.first(), images)
+    times: dict[K, list[float]] = {name: [] for name in places}
+    for _ in range(TURNS):
+        for name, place in places.items():
+            with place() as model, evaluation_mode(model):
+                call = {"": lambda x, model=model: data.forward(model, x)}
+                times[name].append(latency(call, batch, TURN)[""])
+    return {name: 1e3 * statistics.median(own) for name, own in times.items()}
+
+
+def _cut(batch: Any, count: int) -> Any:
+    """The first samples of a batch, where it is clear which they are."""
+    if isinstance(batch, Tensor):
+        return batch[:count]
+    if isinstance(batch, Mapping):
+        return {
+            key: value[:count] if isinstance(value, Tensor) and value.ndim else value for key, value in batch.items()
+        }
+    return batch

@@ -28,7 +28,8 @@ RC = {
 
 
 def pareto(points: Sequence[Mapping], by: str, label: str) -> Markup:
-    """Accuracy lost (points, with standard errors) against ``by``, a key of the points; each method has a colour.
+    """Accuracy lost (points, with standard errors) against ``by``, a key of the points; each method has a colour, and a
+    line through those of its points that no other of them betters here.
 
     hscc's is the page's accent; the point that is ``chosen`` has a ring.
     """
@@ -38,17 +39,19 @@ def pareto(points: Sequence[Mapping], by: str, label: str) -> Markup:
         axes.axhline(0, color=COLOURS["muted"], linewidth=0.8)
         for index, method in enumerate(methods):
             own = sorted((p for p in points if p["method"] == method), key=lambda point: point[by])
-            colour = COLOURS[SERIES[index % len(SERIES)]]
-            axes.errorbar(
-                [point[by] for point in own],
-                [-100 * point["difference"] for point in own],
-                [100 * (point.get("difference_standard_error") or 0) for point in own],
-                color=colour,
-                fmt=f"{MARKERS[index % len(MARKERS)]}-",
-                markersize=5.5,
-                linewidth=1.2,
-                label=method,
-            )
+            colour, marker = COLOURS[SERIES[index % len(SERIES)]], MARKERS[index % len(MARKERS)]
+            best = _front(own, by)
+            for several, style in (
+                (best, {"fmt": f"{marker}-", "markersize": 5.5, "linewidth": 1.2, "label": method}),
+                ([p for p in own if p not in best], {"fmt": marker, "markersize": 3.5, "alpha": 0.45}),
+            ):
+                axes.errorbar(
+                    [point[by] for point in several],
+                    [-100 * point["difference"] for point in several],
+                    [100 * (point.get("difference_standard_error") or 0) for point in several],
+                    color=colour,
+                    **style,
+                )
         for point in points:
             if point.get("chosen"):
                 place = (point[by], -100 * point["difference"])
@@ -68,6 +71,17 @@ def pareto(points: Sequence[Mapping], by: str, label: str) -> Markup:
         if len(methods) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, columnspacing=1, handletextpad=0.4)
         return _svg(figure, f"Accuracy lost against {label}, of {', '.join(methods)}")
+
+
+def _front(points: Sequence[Mapping], by: str) -> list[Mapping]:
+    """Those that no other betters in ``by`` and accuracy: less is better of latencies, more of reductions."""
+    sign = -1 if by == "latency_ms" else 1
+    goods = [(sign * point[by], point["difference"]) for point in points]
+    return [
+        point
+        for point, own in zip(points, goods, strict=True)
+        if not any(a >= own[0] and b >= own[1] and (a, b) != own for a, b in goods)
+    ]
 
 
 def changes(rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> Markup:
