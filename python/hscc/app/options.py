@@ -23,6 +23,7 @@ Labels = Annotated[
     Path | None, typer.Option(help="CSV with columns file, label and any groups; only the files it lists are read.")
 ]
 SlicesOf = Annotated[str | None, typer.Option("--slices", help="Of volumes: axis:low-high (0..1) or axis:index,...")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leaves out files that cannot be read, and says so.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images a batch.")]
 Seed = Annotated[int, typer.Option(help="Seed of the clusterings.")]
 

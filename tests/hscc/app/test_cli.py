@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -333,3 +334,22 @@ def test_images_become_inputs(work: Path) -> None:
     assert ImageSpec.from_json(colour.to_json()) == colour
     with pytest.raises(ValueError, match=r"pixels: got torch.uint8 \(2, 15, 16\), expected uint8 or float32"):
         colour.preprocess(grey[:, 1:])
+
+
+def test_broken_files_are_left_out_where_asked(work: Path, hscc) -> None:
+    shutil.copytree(work / "data", work / "holed", dirs_exist_ok=True)
+    (work / "holed" / "dark" / "x.png").write_bytes(b"no picture")
+    network = ["holed" if a == "data" else a for a in NETWORK]
+    compress = ("compress", *network, "--effort", "quick", "--flops", "2", "--out", "holed.safetensors")
+    code, _, errors = hscc(*compress)
+    assert code == 2
+    assert "x.png" in errors
+    told = "left out 1 that cannot be read: holed/dark/x.png"
+    code, out, errors = hscc(*compress, "--skip-broken")
+    assert (code, told in out) == (0, True), errors
+    student = ("--student", "holed.safetensors", "--out", "tuned.safetensors", "--epochs", "1", "--skip-broken")
+    code, out, errors = hscc("finetune", *network, *student, "--validation", "holed")
+    assert (code, out.count(told)) == (0, 2), errors
+    sweep = ("sweep", *network, "--method", "svd", "--flops", "2", "--out", "swept-holed", "--validation", "holed")
+    code, out, errors = hscc(*sweep, "--skip-broken")
+    assert (code, out.count(told)) == (0, 2), errors

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from ..images import spread, tell_broken
 from ..options import (
     Batch,
     Json,
     Labels,
     Model,
     Seed,
+    SkipBroken,
     SlicesOf,
     Threads,
     Weights,
@@ -63,6 +65,7 @@ def compress(
     limit: Annotated[int, typer.Option(min=1, help="Calibration images used at most.")] = 512,
     labels: Labels = None,
     slices: SlicesOf = None,
+    skip_broken: SkipBroken = False,
     batch: Batch = 32,
     threads: Threads = None,
     seed: Seed = 0,
@@ -76,7 +79,7 @@ def compress(
     Example: hscc compress --model examples/brain_mri/model.py:build --weights examples/brain_mri/weights.safetensors
     --data data/brain_mri/calibration --flops 5.3 --out small.safetensors
     """
-    from torch.utils.data import DataLoader, Subset
+    from torch.utils.data import DataLoader
 
     from ... import Budget, Config, compress_, save
     from ...data.slices import Slices
@@ -101,13 +104,14 @@ def compress(
     )
     check_folder(out)
     network, spec = load_model(model, weights)
-    pictures = open_images(data, spec, labels=labels, slices=Slices.parse(slices))
-    step = max(len(pictures) // limit, 1)  # spread over the whole folder: files are often sorted by class
-    chosen = Subset(pictures, range(0, len(pictures), step)[:limit])
+    how = {"slices": Slices.parse(slices), "skip_broken": skip_broken}
+    chosen = spread(data, spec, limit, labels=labels, **how)
     judged = None
     if validation is not None:
         opened = open_images if agreement else open_labelled
-        judged = DataLoader(opened(validation, spec, labels=validation_labels, slices=Slices.parse(slices)), batch)
+        others = opened(validation, spec, labels=validation_labels, **how)
+        tell_broken(others)
+        judged = DataLoader(others, batch)
     report = compress_(network, DataLoader(chosen, batch), config, evaluate=judged, show_progress=True)
     save(network, out, report=report, metadata={METADATA_KEY: spec.to_json()})
     typer.echo(str(report))

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import Batch, Json, Labels, Model, SlicesOf, Threads, Weights, app, set_threads, write_json
+from ..images import tell, tell_broken
+from ..options import Batch, Json, Labels, Model, SkipBroken, SlicesOf, Threads, Weights, app, set_threads, write_json
 
 
 @app.command()
@@ -18,7 +19,7 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Test images: a folder of class folders, a file with labels, or a set.")],
     labels: Labels = None,
     slices: SlicesOf = None,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leaves out images that cannot be read.")] = False,
+    skip_broken: SkipBroken = False,
     batch: Batch = 32,
     against: Annotated[Path | None, typer.Option(help="Weights of the dense network: is this one as good?")] = None,
     margin: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 0.5,
@@ -56,8 +57,8 @@ def evaluate(
     if dense_spec != spec:
         raise ValueError(f"against: got {str(against)!r}, expected one for the images and classes of {str(weights)!r}")
     folders = open_labelled(data, spec, labels=labels, slices=Slices.parse(slices), skip_broken=skip_broken)
-    _tell(folders.broken, "cannot be read")
-    _tell(folders.unlisted, f"have no row in {labels or data}")
+    tell_broken(folders)
+    tell(folders.unlisted, f"have no row in {labels or data}")
     groups = _groups(folders, group or [])
     models = [network] if dense is None else [network, dense]
     outputs, *dense_outputs = collect(models, DataLoader(folders, batch), spec.classes, show_progress=True)
@@ -79,13 +80,6 @@ def evaluate(
     write_json(json_file, {**asdict(result), "classes": list(spec.classes), "latency_ms": milliseconds, **comparison})
     if require_equivalent and found.answer != "equivalent":
         raise typer.Exit(3)
-
-
-def _tell(files: list[Path], why: str) -> None:
-    """How many files are left out, and the first five."""
-    if files:
-        names = ", ".join(map(str, files[:5])) + (", ..." if len(files) > 5 else "")
-        typer.echo(f"left out {len(files)} that {why}: {names}")
 
 
 def _groups(images, columns: list[str]) -> dict[str, list[str]]:

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from ..options import Batch, Json, Labels, Model, SlicesOf, Threads, Weights, app, check_folder, set_threads, write_json
+from ..images import tell_broken
+from ..options import (
+    Batch,
+    Json,
+    Labels,
+    Model,
+    SkipBroken,
+    SlicesOf,
+    Threads,
+    Weights,
+    app,
+    check_folder,
+    set_threads,
+    write_json,
+)
 
 
 @app.command()
@@ -24,6 +38,7 @@ def finetune(
     rate: Annotated[float, typer.Option(help="Learning rate at the start.")] = 5e-5,
     labels: Labels = None,
     slices: SlicesOf = None,
+    skip_broken: SkipBroken = False,
     batch: Batch = 32,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Seed of the shuffling.")] = 0,
@@ -49,15 +64,17 @@ def finetune(
     network = build_model(model)
     report = load_(network, student)
     state = out.with_name(f"{out.name}.state")
-    chosen = Slices.parse(slices)
-    images = open_images(data, spec, labels=labels, slices=chosen)
-    others = None if validation is None else DataLoader(open_images(validation, spec, slices=chosen), batch)
+    how = {"slices": Slices.parse(slices), "skip_broken": skip_broken}
+    images = open_images(data, spec, labels=labels, **how)
+    tell_broken(images)
+    others = None if validation is None else open_images(validation, spec, **how)
+    tell_broken(others)
     losses = train(
         network,
         teacher,
         DataLoader(images, batch, shuffle=True),
         epochs=epochs,
-        validation=others,
+        validation=None if others is None else DataLoader(others, batch),
         rate=rate,
         checkpoint=state,
         seed=seed,

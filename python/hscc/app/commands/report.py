@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..images import spread
 from ..options import Batch, Labels, Model, SlicesOf, Threads, app, check_folder, set_threads
 
 if TYPE_CHECKING:
@@ -41,11 +42,11 @@ def report(
     --weights small.safetensors --calibration data/brain_mri/calibration --test data/brain_mri/test
     """
     import torch
-    from torch.utils.data import DataLoader, Subset
+    from torch.utils.data import DataLoader
 
     from ... import load_
     from ...data.slices import Slices
-    from ...data.sources import open_images, open_labelled
+    from ...data.sources import open_labelled
     from ...data.spec import METADATA_KEY, ImageSpec
     from ...evaluation.comparison import Comparison
     from ...evaluation.outputs import collect
@@ -69,9 +70,7 @@ def report(
     told = load_(student, weights)
     batches = []
     if calibration is not None:
-        pictures = open_images(calibration, spec, slices=chosen)
-        step = max(len(pictures) // layers.IMAGES, 1)  # spread over the whole folder: files are often sorted by class
-        batches = [*DataLoader(Subset(pictures, range(0, len(pictures), step)[: layers.IMAGES]), batch)]
+        batches = [*DataLoader(spread(calibration, spec, layers.IMAGES, slices=chosen), batch)]
     example = batches[0][:1] if batches else torch.zeros(1, spec.channels, *spec.size)
     seconds = latency({"dense": network, "compressed": student}, example, 1.5)
     comparison, images = None, None

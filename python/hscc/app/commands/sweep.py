@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import Batch, Labels, Model, Seed, SlicesOf, Threads, Weights, app, check_folder, set_threads
+from ..images import spread, tell_broken
+from ..options import Batch, Labels, Model, Seed, SkipBroken, SlicesOf, Threads, Weights, app, check_folder, set_threads
 
 
 @app.command()
@@ -44,6 +45,7 @@ def sweep(
     limit: Annotated[int, typer.Option(min=1, help="Calibration images used at most.")] = 256,
     labels: Labels = None,
     slices: SlicesOf = None,
+    skip_broken: SkipBroken = False,
     batch: Batch = 32,
     threads: Threads = None,
     seed: Seed = 0,
@@ -57,7 +59,7 @@ def sweep(
     --data data/brain_mri/calibration --validation data/brain_mri/test --out out/sweep --pick "accuracy >= dense - 0.5"
     """
     import torch
-    from torch.utils.data import DataLoader, Subset
+    from torch.utils.data import DataLoader
 
     from ... import Budget, Config, Grid
     from ... import sweep as run
@@ -82,12 +84,12 @@ def sweep(
     grid = Grid(**{name: values for name, values in axes.items() if values}, base=base)
     network, spec = load_model(model, weights)
     network = network.to(memory_format=torch.channels_last)  # dense times are of its faster layout
-    chosen_slices = Slices.parse(slices)
-    pictures = open_images(data, spec, labels=labels, slices=chosen_slices)
-    step = max(len(pictures) // limit, 1)  # spread over the whole folder: files are often sorted by class
-    calibration = [*DataLoader(Subset(pictures, range(0, len(pictures), step)[:limit]), batch)]
+    how = {"slices": Slices.parse(slices), "skip_broken": skip_broken}
+    calibration = [*DataLoader(spread(data, spec, limit, labels=labels, **how), batch)]
     opened = open_images if agreement else open_labelled
-    judged = DataLoader(opened(validation, spec, labels=validation_labels, slices=chosen_slices), batch)
+    others = opened(validation, spec, labels=validation_labels, **how)
+    tell_broken(others)
+    judged = DataLoader(others, batch)
     journal = Journal(out, {METADATA_KEY: spec.to_json()})
     points = run(network, calibration, grid, journal, evaluate=judged, show_progress=True)
     if pick is not None:
