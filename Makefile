@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py
 
-.PHONY: demo test lint docs sanitize clean
+.PHONY: demo test lint docs pictures sanitize clean
 
 demo: $(VENV)/built
 	$(BIN)/hscc demo --out out/demo
@@ -21,6 +21,18 @@ lint: $(VENV)/built
 docs: $(VENV)/built
 	$(BIN)/python docs/rooms.py
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs out/docs
+
+EXAMPLE := --model examples/brain_mri/model.py:build
+DATA := data/brain_mri
+
+# README's pictures: a sweep of the example (goes on where it was stopped), the report of the picked one; needs chromium
+pictures: $(VENV)/built
+	test -d $(DATA) || $(BIN)/python examples/brain_mri/synthetic.py --out $(DATA) --train 0 --calibration 256
+	$(BIN)/hscc sweep $(EXAMPLE) --weights examples/brain_mri/weights.safetensors --data $(DATA)/calibration \
+	  --validation $(DATA)/test --out out/sweep --pick "accuracy >= dense - 0.5" --to out/picked.safetensors
+	$(BIN)/hscc report $(EXAMPLE) --dense examples/brain_mri/weights.safetensors --weights out/picked.safetensors \
+	  --calibration $(DATA)/calibration --test $(DATA)/test --points out/sweep/points.json --out out/report.html
+	$(BIN)/python docs/pictures.py out/report.html
 
 sanitize: $(VENV)/built
 	PYTHON=$(BIN)/python bash tests/sanitize.sh

@@ -17,8 +17,11 @@ from docs import rooms
 PACKAGES = {p.__name__: Path(p.__file__).parent for p in (hscc, hscc_kernels)}
 BELOW = {"config", "report", "progress", "nn", "hscc_kernels"}
 ROOMS = {
-    "app": {"study", "compress", "fit", "search", "io", "data", "evaluation", *BELOW},
+    "app": {"serving", "exports", "guard", "study", "compress", "fit", "search", "io", "data", "evaluation", *BELOW},
     "compress": {"tolerance", "fitted", "calibrated", *BELOW},
+    "serving": {"guard", "io", "data", "nn", "hscc_kernels"},
+    "exports": {"io", "data", "nn", "hscc_kernels"},
+    "guard": {"observe", "nn"},
     "study": {"fitted", "calibrated", "evaluation", "observe", "io", *BELOW},
     "tolerance": {"fitted", "calibrated", "evaluation", "observe", *BELOW},
     "fitted": {"calibrated", "baselines", "fit", "observe", *BELOW},
@@ -28,7 +31,7 @@ ROOMS = {
     "search": {"observe", "maths", *BELOW},
     "observe": {"maths", "nn", "progress"},
     "evaluation": {"observe", "progress"},
-    "io": {"data", "nn", "report", "hscc_kernels"},
+    "io": {"guard", "data", "nn", "report", "hscc_kernels"},
     "nn": {"hscc_kernels"},
     "report": {"tables"},
     **{room: set() for room in ("data", "maths", "config", "tables", "progress", "hscc_kernels")},

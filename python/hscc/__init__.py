@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from .compress import apply_, compress_, plan
     from .config import Budget, Config, energy, flops, params
     from .evaluation.comparison import Comparison, compare
+    from .exports.model import export
     from .fit.finetune import FinetuneReport, finetune
-    from .io.checkpoint import load_, save
+    from .guard.guard import Guard
+    from .io.checkpoint import load_, load_guard, save
+    from .io.onnx import load_onnx
     from .nn.conv2d import HSCConv2d
     from .nn.fuse import fuse_
     from .nn.projection import Projection, SqueezedConv2d
@@ -27,6 +30,7 @@ __all__ = [
     "Config",
     "FinetuneReport",
     "Grid",
+    "Guard",
     "HSCConv2d",
     "LayerReport",
     "Projection",
@@ -39,10 +43,13 @@ __all__ = [
     "compare",
     "compress_",
     "energy",
+    "export",
     "finetune",
     "flops",
     "fuse_",
     "load_",
+    "load_guard",
+    "load_onnx",
     "params",
     "plan",
     "save",
@@ -54,8 +61,11 @@ _HOMES = {
     "compress": ("apply_", "compress_", "plan"),
     "config": ("Budget", "Config", "energy", "flops", "params"),
     "evaluation.comparison": ("Comparison", "compare"),
+    "exports.model": ("export",),
     "fit.finetune": ("FinetuneReport", "finetune"),
-    "io.checkpoint": ("load_", "save"),
+    "guard.guard": ("Guard",),
+    "io.checkpoint": ("load_", "load_guard", "save"),
+    "io.onnx": ("load_onnx",),
     "nn.conv2d": ("HSCConv2d",),
     "nn.fuse": ("fuse_",),
     "nn.projection": ("Projection", "SqueezedConv2d"),

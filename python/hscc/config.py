@@ -92,14 +92,8 @@ _CHOICES = {
     "reconstruction": ("sequential", "independent"),
     "effort": ("quick", "normal", "thorough"),
 }
-_PLAIN = {
-    "region_method": "none",
-    "clusters": 1,
-    "reconstruction": "independent",
-    "search": False,
-    "sharing": False,
-    "sensitivity": False,
-}
+_PORTABLE = {"region_method": "none", "regions": 1, "clusters": 1, "sharing": False}
+_PLAIN = {**_PORTABLE, "reconstruction": "independent", "search": False, "sensitivity": False}
 
 
 @dataclass(frozen=True)
@@ -134,6 +128,8 @@ class Config:
         faster_only: leave layers dense that would not get faster on this machine, which is measured for that once
             (some seconds; see ``hscc.latency``). Always so with a latency budget.
         latency_batch: images of the calls whose time counts.
+        portable: one region and one cluster a layer, so that an export (:func:`hscc.export`) is plain convolutions,
+            which every runtime runs fast; ranks and squeezes are searched as ever.
         skip: names of modules to leave alone with all that is in them, convolutions and the last linear layer.
         seed: of the clusterings.
     """
@@ -155,6 +151,7 @@ class Config:
     ridge: float = 1e-3
     faster_only: bool = False
     latency_batch: int = 1
+    portable: bool = False
     skip: Sequence[str] = ()
     seed: int = 0
 
@@ -175,6 +172,8 @@ class Config:
             raise ValueError(f"memory: got {self.memory!r}, expected a number of bytes, such as 4 * 2**30")
         if self.timed and self.method not in ("hscc", "svd"):
             raise ValueError(f"method: got {self.method!r}, whose time is not known, expected 'hscc' or 'svd'")
+        if not isinstance(self.portable, bool):
+            raise TypeError(f"portable: got {self.portable!r}, expected True or False")
         if not self.ridge >= 0:
             raise ValueError(f"ridge: got {self.ridge}, expected a number of at least 0")
 
@@ -183,9 +182,10 @@ class Config:
         """With what method and effort imply: "svd" is ours without all that makes it ours."""
         if self.method == "svd":
             return replace(self, **_PLAIN)
-        if self.effort == "quick" and self.searches:
-            return replace(self, regions=min(self.regions, 4), clusters=1, squeeze=False)
-        return self
+        config = replace(self, **_PORTABLE) if self.portable else self
+        if config.effort == "quick" and config.searches:
+            return replace(config, regions=min(config.regions, 4), clusters=1, squeeze=False)
+        return config
 
     @property
     def searches(self) -> bool:

@@ -85,6 +85,11 @@ class Report:
         return next((trial for trial in self.trials if trial.chosen), None)
 
     @property
+    def portable(self) -> bool:
+        """Whether an export is plain convolutions: no layer has several regions or clusters."""
+        return all(len(layer.ranks) <= 1 and all(len(ranks) <= 1 for ranks in layer.ranks) for layer in self.layers)
+
+    @property
     def skipped(self) -> dict[str, str]:
         """Convolutions that stayed as they were, with the reason."""
         return {layer.name: layer.reason for layer in self.layers if layer.reason}

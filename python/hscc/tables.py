@@ -88,6 +88,8 @@ def _lines(report: Report) -> list[str]:
         if trial.ms is not None:
             told += f"; a call takes {report.dense_call_ms:.2f} > {trial.ms:.2f} ms"
         lines.append(told)
+    if report.portable:
+        lines.append("portable: an export is plain convolutions")
     if report.refitted:
         lines.append(f"refitted to them: {', '.join(report.refitted)}")
     if report.seconds:

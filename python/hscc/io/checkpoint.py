@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,12 @@ from ..nn.projection import Projection, SqueezedConv2d
 from ..nn.surgery import Folded, channels_last_, inherit, swap_, unwrapped
 from ..report import Report
 
+if TYPE_CHECKING:
+    from ..guard.guard import Guard
+
 _KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 2
 _STAGE = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+_GUARD = "guard:"  # begins the names of its tensors; no module's name holds a colon
 _TENSORS = ("v", "u", "bias", "positions", "rows", "channels", "work", "clusters")
 
 
@@ -29,11 +34,13 @@ def save(
     *,
     report: Report | None = None,
     metadata: Mapping[str, str] | None = None,
+    guard: Guard | None = None,
 ) -> None:
     """Writes a compressed model; an interrupted write leaves no half file.
 
     Args:
         report: kept with the weights, so that ``load_`` can return it.
+        guard: fitted to the model; kept as well, for :func:`load_guard`.
         metadata: further texts for the file's header, e.g. ``{"hscc.images": spec.to_json()}``.
     """
     from safetensors.torch import save as to_bytes
@@ -53,6 +60,8 @@ def save(
         else:
             first[identity] = key
             tensors[key] = tensor.detach().contiguous().cpu()
+    guard_tensors, guard_header = ({}, None) if guard is None else guard.state_dict()
+    tensors |= {f"{_GUARD}{name}": tensor.detach().contiguous().cpu() for name, tensor in guard_tensors.items()}
     header = {
         "_type": _TYPE,
         "_version": _VERSION,
@@ -60,6 +69,7 @@ def save(
         "shared": shared,
         "folded": [name for name, module in names if isinstance(module, Folded)],
         "report": None if report is None else {**report.to_dict(), "seconds": {}},
+        **({} if guard is None else {"guard": guard_header}),
     }
     _write(Path(path), to_bytes(tensors, {**(metadata or {}), _KEY: json.dumps(header)}))
 
@@ -76,6 +86,7 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
     """
     model = unwrapped(model)
     tensors, header = _read(Path(path))
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(_GUARD)}
     tensors |= {key: tensors[other] for key, other in header["shared"].items()}
     modules = dict(model.named_modules(remove_duplicate=False))
     built: dict[str, nn.Module] = {}
@@ -113,6 +124,27 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
     model.load_state_dict(tensors, strict=False)
     channels_last_(model)
     return None if header["report"] is None else Report.from_dict(header["report"])
+
+
+def load_guard(path: str | Path) -> Guard | None:
+    """The guard that was saved with a compressed model; None in a file without one, also in one of dense weights.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, of an unknown version, or damaged.
+    """
+    if _KEY not in read_metadata(path):
+        return None
+    tensors, header = _read(Path(path))
+    if header.get("guard") is None:
+        return None
+    from ..guard.guard import Guard
+
+    own = {key.removeprefix(_GUARD): tensor for key, tensor in tensors.items() if key.startswith(_GUARD)}
+    try:
+        return Guard.from_state(own, header["guard"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

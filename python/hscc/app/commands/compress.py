@@ -57,6 +57,9 @@ def compress(
     clusters: Annotated[int, typer.Option(help="Channel clusters a region, at most.")] = 2,
     factorization: Annotated[str, typer.Option(help="activation or weight.")] = "activation",
     reconstruction: Annotated[str, typer.Option(help="sequential or independent.")] = "sequential",
+    portable: Annotated[
+        bool, typer.Option("--portable", help="One region and cluster a layer: exports are plain convolutions.")
+    ] = False,
     effort: Annotated[str, typer.Option(help="Of the search: quick, normal or thorough.")] = "normal",
     memory: Annotated[float | None, typer.Option(min=0, help="GiB it may hold; 4, or half of what is free.")] = None,
     faster_only: Annotated[bool, typer.Option("--faster-only", help="Layers that would not get faster stay.")] = False,
@@ -96,6 +99,7 @@ def compress(
         clusters=clusters,
         reconstruction=reconstruction,
         effort=effort,
+        portable=portable,
         memory=None if memory is None else int(memory * 2**30),
         faster_only=faster_only,
         latency_batch=latency_batch,

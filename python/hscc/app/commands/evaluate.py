@@ -46,6 +46,8 @@ def evaluate(
     from ...evaluation.outputs import collect
     from ...evaluation.speed import latency
     from ...evaluation.verdict import check
+    from ...guard.guarded import GuardedModel
+    from ...io.checkpoint import load_guard
     from ...io.loading import load_model
 
     set_threads(threads)
@@ -60,7 +62,9 @@ def evaluate(
     tell_broken(folders)
     tell(folders.unlisted, f"have no row in {labels or data}")
     groups = _groups(folders, group or [])
-    models = [network] if dense is None else [network, dense]
+    guard = load_guard(weights)
+    judged = network if guard is None else GuardedModel(network, guard)
+    models = [judged] if dense is None else [judged, dense]
     outputs, *dense_outputs = collect(models, DataLoader(folders, batch), spec.classes, show_progress=True)
     result, comparison = Evaluation.of(outputs), {}
     if dense_outputs:
@@ -77,7 +81,12 @@ def evaluate(
     )
     for name, f1 in zip(spec.classes, result.class_f1, strict=True):
         typer.echo(f"  F1 {name}: {f1:.4f}")
-    write_json(json_file, {**asdict(result), "classes": list(spec.classes), "latency_ms": milliseconds, **comparison})
+    flagged = {} if guard is None else {"flagged": judged.flagged, "false_alarms": guard.false_alarms}
+    if flagged:
+        share, usual = (f"{100 * part:.3g} %" for part in (judged.flagged / result.images, guard.false_alarms))
+        typer.echo(f"guard: {judged.flagged} of {result.images} images flagged as foreign ({share}; {usual} are usual)")
+    told = {"classes": list(spec.classes), "latency_ms": milliseconds, **flagged, **comparison}
+    write_json(json_file, {**asdict(result), **told})
     if require_equivalent and found.answer != "equivalent":
         raise typer.Exit(3)
 

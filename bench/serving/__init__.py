@@ -1,0 +1,1 @@
+"""Load on the serving Engine, and on a server by its URL."""

@@ -1,0 +1,1 @@
+"""Compressed models for other runtimes: ONNX, AOTInductor packages, exported programs."""
