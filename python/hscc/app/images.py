@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 def spread(source: Path, spec: ImageSpec, limit: int, **how) -> Subset:
     """At most ``limit`` images of the whole source, as files are often sorted by class; ``how`` as for
     :func:`hscc.data.sources.open_images`."""
-    from torch.utils.data import Subset
-
     from ..data.sources import open_images
 
     pictures = open_images(source, spec, **how)
     tell_broken(pictures)
-    step = max(len(pictures) // limit, 1)
-    return Subset(pictures, range(0, len(pictures), step)[:limit])
+    return cut(pictures, limit)
+
+
+def cut(images: Dataset, limit: int) -> Subset:
+    """At most ``limit`` of them, spread over all."""
+    from torch.utils.data import Subset
+
+    step = max(len(images) // limit, 1)
+    return Subset(images, range(0, len(images), step)[:limit])
 
 
 def tell_broken(images: Dataset) -> None:

@@ -35,7 +35,7 @@ class Engine:
         devices: e.g. ``("cuda:0", "cuda:1")``; by default all GPUs or else the CPU, and for a package its own.
 
     Attributes:
-        model, limits: as given; ``inputs`` and ``outputs`` are the model's.
+        model, limits, guard: as given; ``inputs`` and ``outputs`` are the model's.
         metrics: for ``hscc.serving.metrics.page``.
 
     Raises:
@@ -53,7 +53,7 @@ class Engine:
     ) -> None:
         if guard is not None:
             guard.check(model)
-        self.model, self.limits = model, limits
+        self.model, self.limits, self.guard = model, limits, guard
         self._queue = Queue(limits)
         self.metrics = Metrics(model.name, limits.sizes, lambda: self._queue.images)
         self._workers = [

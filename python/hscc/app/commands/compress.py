@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..guards import fitted
 from ..images import spread, tell_broken
 from ..options import (
     Batch,
@@ -65,6 +66,7 @@ def compress(
     faster_only: Annotated[bool, typer.Option("--faster-only", help="Layers that would not get faster stay.")] = False,
     latency_batch: Annotated[int, typer.Option(min=1, help="Images of the calls whose time counts.")] = 1,
     skip: Annotated[list[str] | None, typer.Option(help="Name of a layer to leave alone; repeat for several.")] = None,
+    guard: Annotated[bool, typer.Option(help="Save one with it, which knows images unlike these.")] = True,
     limit: Annotated[int, typer.Option(min=1, help="Calibration images used at most.")] = 512,
     labels: Labels = None,
     slices: SlicesOf = None,
@@ -117,7 +119,8 @@ def compress(
         tell_broken(others)
         judged = DataLoader(others, batch)
     report = compress_(network, DataLoader(chosen, batch), config, evaluate=judged, show_progress=True)
-    save(network, out, report=report, metadata={METADATA_KEY: spec.to_json()})
+    watch = fitted(network, chosen, batch) if guard else None
+    save(network, out, report=report, metadata={METADATA_KEY: spec.to_json()}, guard=watch)
     typer.echo(str(report))
     typer.echo(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB).")
     write_json(json_file, report.to_dict())

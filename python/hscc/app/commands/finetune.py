@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..images import tell_broken
+from ..guards import fitted
+from ..images import cut, tell_broken
 from ..options import (
     Batch,
     Json,
@@ -22,6 +23,8 @@ from ..options import (
     set_threads,
     write_json,
 )
+
+GUARDED = 512  # images for a guard, at most
 
 
 @app.command()
@@ -52,7 +55,7 @@ def finetune(
     from torch.utils.data import DataLoader
 
     from ... import finetune as train
-    from ... import load_, save
+    from ... import load_, load_guard, save
     from ...data.slices import Slices
     from ...data.sources import open_images
     from ...data.spec import METADATA_KEY
@@ -80,7 +83,9 @@ def finetune(
         seed=seed,
         show_progress=True,
     )
-    save(network, out, report=report, metadata={METADATA_KEY: spec.to_json()})
+    guarded = load_guard(student) is not None  # its own is of the model as it was
+    known = fitted(network, cut(images, GUARDED), batch) if guarded else None
+    save(network, out, report=report, metadata={METADATA_KEY: spec.to_json()}, guard=known)
     state.unlink(missing_ok=True)
     told = losses.validation or losses.training
     typer.echo(f"loss {' > '.join(f'{loss:.4g}' for loss in told)}; kept epoch {losses.best_epoch}. Wrote {out}.")

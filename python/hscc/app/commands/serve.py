@@ -6,14 +6,12 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..options import Threads, app, set_threads
-
-if TYPE_CHECKING:
-    from ...serving.models import Served
+from ..served import Policy, Wanted
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 MIB = 2**20
@@ -35,6 +33,10 @@ def serve(
     devices: Annotated[
         list[str] | None, typer.Option("--device", help="Repeat for several; default: all GPUs.")
     ] = None,
+    guard: Annotated[
+        str, typer.Option(help="Of images unlike the calibrated: flag, reject, dense (answers instead) or off.")
+    ] = "flag",
+    dense: Annotated[Path | None, typer.Option(help="For --guard dense: the dense weights.")] = None,
     threads: Threads = None,
     litserve: Annotated[bool, typer.Option("--litserve", help="Serve by LitServe's processes, HTTP alone.")] = False,
     triton_repository: Annotated[
@@ -49,22 +51,23 @@ def serve(
         from ...serving.web import triton_repository as repository
 
         for text in models:
-            name, file, source = parse(text, model)
-            typer.echo(f"Wrote {repository.write(triton_repository, name, file, source, batch)}.")
+            one = Wanted.parse(text, model)
+            typer.echo(f"Wrote {repository.write(triton_repository, one.name, one.file, one.source, batch)}.")
         return
     key = _key(api_key)
     if host not in LOCAL and key is None:
         raise ValueError(f"api-key: got none for the host {host!r}, expected --api-key FILE or $HSCC_API_KEY")
     if litserve and grpc_port is not None:
         raise ValueError("grpc-port: got one with --litserve, which has HTTP alone, expected none")
-    wanted = [parse(text, model) for text in models]
+    wanted, policy = [Wanted.parse(text, model) for text in models], Policy(guard, dense)
+    policy.check(wanted, litserve)
     _need(*(["litserve"] if litserve else []), *(["grpc"] if grpc_port is not None else []))
     from ...serving.web import supervisor
 
     if litserve or supervisor.SOCKET in os.environ:
         set_threads(threads)
         limits = {"batch": batch, "delay_ms": delay_ms, "queue": queue, "images": min(64, queue)}
-        options = {"limits": limits, "devices": devices, "any_size": any_size}
+        options = {"limits": limits, "devices": devices, "any_size": any_size, "policy": policy}
         sys.exit(_worker(wanted, options, (key, max_body * MIB), (host, port, grpc_port), litserve))
     from ...serving.web.sockets import listen
 
@@ -72,21 +75,6 @@ def serve(
     command = [sys.executable, "-m", "hscc", *sys.argv[1:]]
     typer.echo(f"Serving on {host}:{port}; stop with Ctrl-C.")
     sys.exit(supervisor.supervise(command, listening, os.environ))
-
-
-def parse(text: str, model: str | None) -> tuple[str, Path, str | None]:
-    """(name, file, ``file.py:function`` or None) of ``[NAME=]FILE[,file.py:function]``.
-
-    Raises FileNotFoundError, and ValueError for weights without a function.
-    """
-    name, equals, rest = text.partition("=")
-    file, _, source = rest.partition(",") if equals else text.partition(",")
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"models: got {file!r}, expected a file of weights, or a .pt2 package")
-    if path.suffix != ".pt2" and not (source or model):
-        raise ValueError(f"model: got none for {file!r}, expected --model file.py:function that builds the network")
-    return name if equals else path.stem, path, source or model
 
 
 def _worker(wanted: list, options: dict, limited: tuple, address: tuple[str, int, int | None], litserve: bool) -> int:
@@ -97,26 +85,23 @@ def _worker(wanted: list, options: dict, limited: tuple, address: tuple[str, int
     from ...serving.web.limits import WebLimits
     from ...serving.web.service import Service
 
-    (key, body), (host, port, grpc_port) = limited, address
+    (key, body), (host, port, grpc_port), any_size = limited, address, options["any_size"]
     limits, web = Limits(**options["limits"]), WebLimits(body=body, json=min(body, WebLimits.json))
     if litserve:
         from ...serving.web import lit
 
-        sources = [lit.Source(str(file), source, name, options["any_size"]) for name, file, source in wanted]
+        sources = [lit.Source(str(one.file), one.source, one.name, any_size) for one in wanted]
         return lit.run(sources, limits, web, key, (host, port))
     from ...serving.web import worker
 
-    served = [_load(*one, options["any_size"]) for one in wanted]
-    service = Service([Engine(one, limits, devices=options["devices"]) for one in served], web, key)
+    engines = [
+        Engine(one.load(any_size), limits, guard=options["policy"].of(one, any_size), devices=options["devices"])
+        for one in wanted
+    ]
+    service = Service(engines, web, key)
     listening = socket.socket(fileno=int(os.environ[supervisor.SOCKET]))
     rpc = None if grpc_port is None else f"{f'[{host}]' if ':' in host else host}:{grpc_port}"
     return worker.run(service, listening, rpc, int(os.environ[supervisor.PARENT]))
-
-
-def _load(name: str, file: Path, source: str | None, any_size: bool) -> Served:
-    from ...serving.models import Served
-
-    return Served.load(file, source, name=name, any_size=any_size)
 
 
 def _key(file: Path | None) -> str | None:

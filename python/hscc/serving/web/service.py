@@ -17,7 +17,7 @@ from .protocol import InferRequest
 from .refusals import NotFound, Unauthorized
 
 DEFAULT = WebLimits()
-GUARD = ("guard_score", "guard_flagged")  # outputs that a guard adds: FP32 and BOOL, one an image
+GUARD = {"guard_score": "FP32", "guard_flagged": "BOOL"}  # outputs that a guard adds, one an image
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,15 @@ class Service:
 
     def describe(self, engine: Engine) -> dict:
         """The protocol's model metadata; parameters have the file's SHA-256 and the classes."""
-        model = engine.model
+        model, guard = engine.model, ()
+        if engine.guard is not None:
+            guard = tuple({"name": name, "datatype": kind, "shape": [-1]} for name, kind in GUARD.items())
         return {
             "name": model.name,
             "versions": [model.version],
             "platform": f"hscc_{model.kind}",
             "inputs": [_tensor(spec) for spec in model.inputs],
-            "outputs": [_tensor(spec) for spec in model.outputs],
+            "outputs": [*map(_tensor, model.outputs), *guard],
             "parameters": {"digest": model.digest, "labels": [*model.labels]},
         }
 
