@@ -40,11 +40,11 @@ sanitize: $(VENV)/built
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q "setuptools>=77" wheel ninja "$(TORCH)"
-	$(BIN)/pip install -q --no-deps "triton>=3.6,<3.7"
-	touch $@
+	$(BIN)/pip install -q --no-deps "triton>=3.6,<3.7" "onnx2torch>=1.5.15"
+	$(BIN)/pip freeze | grep '^torch==' >$@  # no package may bring another one
 
 $(VENV)/built: $(VENV)/torch pyproject.toml $(SOURCES)
-	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	$(BIN)/pip install -q --no-build-isolation -c $(VENV)/torch -e ".[dev]"
 	touch $@
 
 clean:

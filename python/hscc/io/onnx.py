@@ -30,7 +30,8 @@ def load_onnx(path: str | Path) -> nn.Module:
         ValueError: no ONNX file, a damaged one, or one with operators (or an opset) that onnx2torch does not know.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install 'hscc[onnx]'")
+        how = "pip install 'hscc[onnx]' && pip install --no-deps onnx2torch"  # its torchvision would replace torch
+        raise ImportError(f"ONNX files need {' and '.join(missing)}: {how}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"onnx: got {str(path)!r}, expected a file")
     import onnx

@@ -95,5 +95,5 @@ def test_wrong_usage(arguments: tuple, words: str, folder: Path, monkeypatch, ca
 def test_weights_without_a_guard_cannot_refuse(folder: Path) -> None:
     wanted = Wanted("small", folder / "w.safetensors", f"{folder / 'model.py'}:build")
     assert Policy("flag").of(wanted, False) is None
-    with pytest.raises(ValueError, match="guard: got 'reject' for .*which has none"):
+    with pytest.raises(ValueError, match=r"guard: got 'reject' for .*which has none"):
         Policy("reject").of(wanted, False)
