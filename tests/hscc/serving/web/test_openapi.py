@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hscc.serving.engine import Engine
 from hscc.serving.web import openapi, rest
 from hscc.serving.web.limits import WebLimits
@@ -18,6 +19,12 @@ CHECKS = [
     checks.content_type_conformance,
     checks.response_schema_conformance,
 ]
+
+
+@pytest.fixture(autouse=True)
+def _subnormal() -> None:
+    """Libraries that ``torch.compile`` makes flush subnormal numbers once they are loaded; Hypothesis needs these."""
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")
