@@ -29,7 +29,7 @@ DATA := data/brain_mri
 pictures: $(VENV)/built
 	test -d $(DATA) || $(BIN)/python examples/brain_mri/synthetic.py --out $(DATA) --train 0 --calibration 256
 	$(BIN)/hscc sweep $(EXAMPLE) --weights examples/brain_mri/weights.safetensors --data $(DATA)/calibration \
-	  --validation $(DATA)/test --out out/sweep --pick "accuracy >= dense - 0.5" --to out/picked.safetensors
+	  --validation $(DATA)/test --out out/sweep --pick "least >= dense - 0.5" --to out/picked.safetensors
 	$(BIN)/hscc report $(EXAMPLE) --dense examples/brain_mri/weights.safetensors --weights out/picked.safetensors \
 	  --calibration $(DATA)/calibration --test $(DATA)/test --points out/sweep/points.json --out out/report.html
 	$(BIN)/python docs/pictures.py out/report.html
