@@ -15,6 +15,7 @@ import pytest
 import torch
 from hscc.data.folders import ClassFolders, Pictures
 from hscc.data.spec import METADATA_KEY, ImageSpec
+from hscc.io.checkpoint import load_guard
 from hscc.io.loading import build_model, load_module
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -350,6 +351,9 @@ def test_broken_files_are_left_out_where_asked(work: Path, hscc) -> None:
     student = ("--student", "holed.safetensors", "--out", "tuned.safetensors", "--epochs", "1", "--skip-broken")
     code, out, errors = hscc("finetune", *network, *student, "--validation", "holed")
     assert (code, out.count(told)) == (0, 2), errors
+    assert all(len(load_guard(work / f"{name}.safetensors").held_out) == 24 for name in ("holed", "tuned"))
+    code, out, errors = hscc(*compress, "--skip-broken", "--no-guard")
+    assert (code, load_guard(work / "holed.safetensors")) == (0, None), errors
     sweep = ("sweep", *network, "--method", "svd", "--flops", "2", "--out", "swept-holed", "--validation", "holed")
     code, out, errors = hscc(*sweep, "--skip-broken")
     assert (code, out.count(told)) == (0, 2), errors

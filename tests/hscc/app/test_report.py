@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hscc_kernels import ClusterFactors, RegionFactors
+from tests.hscc.app.conftest import MODEL
 
 EVIL = "<script>alert(1)</script>"
 CLASSES = ("a", EVIL, "$c$", "d")
@@ -280,14 +281,6 @@ def test_in_a_browser(text: str, tmp_path: Path, width: int, scheme: str) -> Non
     assert (light["page"] > light["chart"]) == (scheme == "light")
 
 
-MODEL = """
-from torch import nn
-def build():
-    return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
-"""
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
     """A model file, dense and compressed weights, 24 images in class folders."""
@@ -367,48 +360,3 @@ def test_wrong_input_is_one_line(work: Path, run, arguments: tuple[str, ...], me
     assert message in errors
     assert "Traceback" not in errors
     assert not (work / "report.html.tmp").exists()
-
-
-@pytest.mark.parametrize("command", ["report", "inspect"])
-def test_help_has_an_example(run, command: str) -> None:
-    code, out, _ = run(command, "--help")
-    assert code == 0
-    assert f"Example: hscc {command}" in out
-
-
-def test_inspect_says_what_a_file_is(work: Path, run) -> None:
-    code, out, errors = run("inspect", "small.safetensors", "--json", "inspect.json", "--model", "model.py:build")
-    assert code == 0, errors
-    for words in ("a model that hscc has compressed", "16 x 16, 1 channel(s)", "<b>bright, dark", "[b]", "regions"):
-        assert words in out
-    found = json.loads((work / "inspect.json").read_text())
-    assert found["layers"] == sum(bool(layer["ranks"]) for layer in found["report"]["layers"])
-    assert (found["fits"], found["images"]["size"]) == ("model.py:build", [16, 16])
-    assert found["report"]["flop_reduction"] >= 3
-    code, out, _ = run("inspect", "dense.safetensors")
-    assert (code, "dense weights, with what images they want" in out, "regions" in out) == (0, True, False)
-    code, out, _ = run("inspect", "foreign.safetensors")
-    assert (code, "a safetensors file that hscc did not write" in out) == (0, True)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("nowhere",), "error: checkpoint: got 'nowhere', expected a file"),
-        (("model.py",), "error: model.py: got an unreadable or truncated file"),
-        (("foreign.safetensors", "--model", "model.py"), "error: foreign.safetensors: got weights that do not fit"),
-        (("no-json",), "error: no-json: got damaged hscc metadata (Expecting value"),
-        (("number",), "error: number: got damaged hscc metadata (3), expected a checkpoint header"),
-        (("report",), "error: report: got a damaged report (KeyError('layers')), expected one written by hscc.save"),
-        (("images",), "error: images: got a damaged 'hscc.images' ("),
-    ],
-)
-def test_inspect_refuses_in_one_line(work: Path, run, arguments: tuple[str, ...], message: str) -> None:
-    headers = {"no-json": "x", "number": "3", "report": '{"report": {"x": 1}}'}
-    for name, value in headers.items():
-        save_file({"x": torch.zeros(1)}, work / name, {"hscc": value})
-    save_file({"x": torch.zeros(1)}, work / "images", {METADATA_KEY: "{}"})
-    code, _, errors = run("inspect", *arguments)
-    assert code == 2
-    assert message in errors
-    assert "Traceback" not in errors

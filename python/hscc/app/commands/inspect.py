@@ -48,6 +48,7 @@ def inspect(
         "what": KINDS[True if header else False if images else None],
         **_sizes(weights),
         **({"format": header.get("_version"), "layers": len(header.get("layers", {}))} if header else {}),
+        **({"guard": header["guard"]} if (header or {}).get("guard") else {}),
         "images": images,
         "other": {key: value for key, value in metadata.items() if key not in ("hscc", METADATA_KEY)},
     }
@@ -129,6 +130,9 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if "layers" in facts:
         lines.append(("layers", f"{facts['layers']} compressed"))
+    if guard := facts.get("guard"):
+        looks = _listed(["grey levels", *guard.get("layers", ())])
+        lines.append(("guard", f"{100 * guard.get('false_alarms', 0):g} % false alarms; looks at {looks}"))
     if images := facts["images"]:
         lines += [
             ("images", f"{' x '.join(map(str, images['size']))}, {images['channels']} channel(s)"),
