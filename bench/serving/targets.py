@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import hscc
+import numpy as np
 import torch
 from hscc.serving.engine import Engine, Limits
 from hscc.serving.models import Served
@@ -21,6 +23,12 @@ from ..accuracy import examples
 from .load import Ask
 
 BATCH = 32  # of the calibration
+QUESTIONS = 8  # different requests, so that an answer to another one is noticed
+TOLERANCE = 1e-3  # of the largest output: batches of other sizes round otherwise
+
+
+class WrongAnswer(RuntimeError):
+    """Not what the model gave when it was asked alone."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +79,43 @@ async def engines(
             engine = Engine(served, limits)
             made.append(engine)
             await asyncio.to_thread(engine.start)
-            targets.append(
-                Target(name, _asks(engine, torch.randn(images, *size)), images, partial(throughput, model, batch))
-            )
+            targets.append(Target(name, _asks(engine, model, images), images, partial(throughput, model, batch)))
         yield targets
     finally:
         for engine in made:
             await engine.drain()
 
 
-def _asks(engine: Engine, x: Tensor) -> Ask:
-    return lambda: engine.infer(x)
+def _asks(engine: Engine, model: nn.Module, images: int) -> Ask:
+    """The model itself says what is right."""
+    inputs = [torch.randn(images, *engine.inputs[0].shape[1:]) for _ in range(QUESTIONS)]
+    with torch.inference_mode():
+        expected = [model(x).numpy() for x in inputs]
+
+    async def one(question: int) -> np.ndarray:
+        (output,) = (await engine.infer(inputs[question])).outputs.values()
+        return output.numpy()
+
+    return checked(one, expected)
+
+
+def checked(one: Callable[[int], Awaitable[np.ndarray]], expected: Sequence[np.ndarray]) -> Ask:
+    """Asks one question after the other; raises WrongAnswer for an answer that is not as expected."""
+    turn = itertools.cycle(range(len(expected)))
+
+    async def ask() -> None:
+        question = next(turn)
+        found, wanted = await one(question), expected[question]
+        if found.shape != wanted.shape or not np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max():
+            raise WrongAnswer(f"got another answer to question {question}, expected the model's own")
+
+    return ask
 
 
 @asynccontextmanager
 async def url(address: str, names: list[str], images: int, key: str | None) -> AsyncIterator[list[Target]]:
-    """Models of a server of the Open Inference Protocol v2, asked by REST with binary tensors.
+    """Models of a server of the Open Inference Protocol v2, asked by REST with binary tensors. What they answer to a
+    request alone, before the load, counts as right.
 
     Raises ValueError where the server does not know the model or its input has no fixed size.
     """
@@ -104,8 +133,10 @@ async def url(address: str, names: list[str], images: int, key: str | None) -> A
                 (spec,) = (await answer.json())["inputs"]
             if -1 in spec["shape"][1:]:
                 raise ValueError(f"url: got shape {spec['shape']} of model {name!r}, expected a fixed (C, H, W)")
-            body, own = binary(spec["name"], torch.randn(images, *spec["shape"][1:]))
-            targets.append(Target(name, _posts(session, f"v2/models/{name}/infer", body, own), images))
+            inputs = [torch.randn(images, *spec["shape"][1:]) for _ in range(QUESTIONS)]
+            requests = [binary(spec["name"], x) for x in inputs]
+            one = _posts(session, f"v2/models/{name}/infer", requests)
+            targets.append(Target(name, checked(one, [await one(i) for i in range(QUESTIONS)]), images))
         yield targets
 
 
@@ -118,12 +149,18 @@ def binary(name: str, x: Tensor) -> tuple[bytes, dict[str, str]]:
     return header + raw, own
 
 
-def _posts(session, path: str, body: bytes, headers: dict[str, str]) -> Ask:
-    async def ask() -> bytes:
+def _posts(session, path: str, requests: Sequence[tuple[bytes, dict[str, str]]]) -> Callable[[int], Awaitable]:
+    """Sends one of the requests; gives the first output."""
+
+    async def one(question: int) -> np.ndarray:
+        body, headers = requests[question]
         async with session.post(path, data=body, headers=headers) as answer:
             content = await answer.read()
             if answer.status != 200:
                 raise type(f"Status{answer.status}", (RuntimeError,), {})(content[:200])
-            return content
+            length = int(answer.headers["Inference-Header-Content-Length"])
+            output = json.loads(content[:length])["outputs"][0]
+            raw = content[length : length + output["parameters"]["binary_data_size"]]
+            return np.frombuffer(raw, np.float32).reshape(output["shape"])
 
-    return ask
+    return one
