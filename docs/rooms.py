@@ -96,7 +96,7 @@ def told(room: str) -> tuple[str, str]:
     folder = ROOT / KERNELS if room == KERNELS else PACKAGE / room
     file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
     sentence = ast.get_docstring(ast.parse(file.read_text())).splitlines()[0].rstrip(".").replace("`", "")
-    names = [name.split(".")[1] for name in modules() if name.startswith(f"{room}.")]
+    names = dict.fromkeys(name.split(".")[1] for name in modules() if name.startswith(f"{room}."))
     return sentence, ", ".join(names)
 
 
