@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "hscc"
 KERNELS = "hscc_kernels"
-WIDTH, ROW, BOX, GAP = 1080, 144, 92, 24
+WIDTH, ROW, BOX, GAP = 1080, 168, 126, 24
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328; }
 .title { font-weight: 600; font-size: 14px; }
