@@ -19,7 +19,6 @@ lint: $(VENV)/built
 	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
 
 docs: $(VENV)/built
-	$(BIN)/python docs/rooms.py
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs out/docs
 
 EXAMPLE := --model examples/brain_mri/model.py:build

@@ -13,7 +13,7 @@ from hscc.io import onnx as onnx_file
 from hscc.io.onnx import load_onnx
 from torch import nn
 
-pytestmark = pytest.mark.skipif(find_spec("onnx2torch") is None, reason="needs hscc[onnx]")
+pytestmark = pytest.mark.skipif(find_spec("onnx2torch") is None, reason="needs onnx2torch, without its dependencies")
 
 
 def network() -> nn.Sequential:
