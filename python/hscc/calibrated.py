@@ -18,7 +18,7 @@ from .fit import network
 from .nn import surgery
 from .observe import calibrate as passes
 from .observe import probe
-from .observe.data import Calibration
+from .observe.data import Calibration, evaluation_mode
 from .report import LayerReport, Report
 from .search import allocate, options, stats
 from .search.cost import Cost, remaining, row, total
@@ -147,8 +147,24 @@ def calibrate(
 
 
 def _calibrated(model: nn.Module, data: Calibration, config: Config) -> Calibrated:
-    targets = surgery.find(model, config.skip)
-    targets.leave(probe.objections(model, data, targets.layers, targets.names))
+    targets = _targets(model, data, config)
+    with targets.formed(model):
+        return _looked(model, targets, data, config)
+
+
+def _targets(model: nn.Module, data: Calibration, config: Config) -> surgery.Targets:
+    with evaluation_mode(model):
+        targets = surgery.find(model, config.skip)
+    found = probe.objections(model, data, targets.layers, targets.names, config.linear)
+    for name in [name for name, why in found.items() if why == probe.NO_MAP and not config.linear]:
+        targets.forget(name)
+        del found[name]
+    targets.leave(found)
+    targets.reform()
+    return targets
+
+
+def _looked(model: nn.Module, targets: surgery.Targets, data: Calibration, config: Config) -> Calibrated:
     profiles = passes.profile(model, data, targets.layers)
     targets.leave({name: "did not run on the calibration data" for name in targets.layers if name not in profiles})
     if not targets.layers:

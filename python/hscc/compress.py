@@ -26,7 +26,7 @@ def compress_(
     """Compresses a trained model in place.
 
     Args:
-        model: any module, a compiled one too; its ``nn.Conv2d`` are replaced by :class:`HSCConv2d`,
+        model: any module, a compiled one too; its convolutions (``docs/layers.md``) are replaced by :class:`HSCConv2d`,
             :class:`SqueezedConv2d` or, for the methods of other authors, chains of plain ones. Sequential
             reconstruction also refits its last ``nn.Linear``; all else stays, hooks on convolutions too.
         calibration: a few hundred unlabelled samples of one size, that can be read several times: batches that are a

@@ -130,6 +130,8 @@ class Config:
         latency_batch: images of the calls whose time counts.
         portable: one region and one cluster a layer, so that an export (:func:`hscc.export`) is plain convolutions,
             which every runtime runs fast; ranks and squeezes are searched as ever.
+        linear: take ``nn.Linear`` on single positions, too, such as a VGG's classifier, all but the last; they hold
+            numbers rather than FLOPs. Those on maps (N, H, W, C), 1 x 1 convolutions in all but name, always are.
         skip: names of modules to leave alone with all that is in them, convolutions and the last linear layer.
         seed: of the clusterings.
     """
@@ -152,6 +154,7 @@ class Config:
     faster_only: bool = False
     latency_batch: int = 1
     portable: bool = False
+    linear: bool = False
     skip: Sequence[str] = ()
     seed: int = 0
 
@@ -172,8 +175,9 @@ class Config:
             raise ValueError(f"memory: got {self.memory!r}, expected a number of bytes, such as 4 * 2**30")
         if self.timed and self.method not in ("hscc", "svd"):
             raise ValueError(f"method: got {self.method!r}, whose time is not known, expected 'hscc' or 'svd'")
-        if not isinstance(self.portable, bool):
-            raise TypeError(f"portable: got {self.portable!r}, expected True or False")
+        for name in ("portable", "linear"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: got {getattr(self, name)!r}, expected True or False")
         if not self.ridge >= 0:
             raise ValueError(f"ridge: got {self.ridge}, expected a number of at least 0")
 

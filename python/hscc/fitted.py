@@ -30,6 +30,7 @@ class Fitted:
     student: surgery.Student
     head: Head
     report: Report
+    targets: surgery.Targets
 
     @contextmanager
     def in_place(self) -> Iterator[nn.Module]:
@@ -37,7 +38,7 @@ class Fitted:
         model, values = self.student.model, self.head.values
         parameters = dict(model.named_parameters()) if values else {}
         before = {name: parameters[name].detach().clone() for name in values}
-        with self.student.swapped():
+        with self.targets.formed(model), self.student.swapped():
             try:
                 model.load_state_dict(values, strict=False)
                 yield model
@@ -46,6 +47,7 @@ class Fitted:
 
     def swap_(self) -> Report:
         """For good; the report."""
+        self.targets.form_(self.student.model, self.student.modules)
         self.student.swap_()
         self.student.model.load_state_dict(self.head.values, strict=False)
         surgery.channels_last_(self.student.model)
@@ -71,6 +73,11 @@ def _fitted(model: nn.Module, plan: CompressionPlan, calibration: Iterable | Non
         wanted = "the data for sequential reconstruction, squeezed layers and baselines"
         raise ValueError(f"calibration: got None, expected {wanted}")
     model = surgery.unwrapped(model)
+    with plan.targets.formed(model):
+        return _made(model, plan, calibration, show_progress)
+
+
+def _made(model: nn.Module, plan: CompressionPlan, calibration: Iterable | None, show_progress: bool) -> Fitted:
     data, head = Calibration.of(model, calibration, plan.config.seed, show_progress, plan.forward), Head()
     if plan.config.method in baselines.METHODS:
         student, rows = baselines.fit(model, plan.layers, plan.targets.names, data)
@@ -84,7 +91,7 @@ def _fitted(model: nn.Module, plan: CompressionPlan, calibration: Iterable | Non
             report = report.warned("the outputs no longer depend on the images: expected a budget that leaves more")
         if plan.machine:
             report = _timed(report, plan, student, data)
-    return Fitted(student, head, report)
+    return Fitted(student, head, report, plan.targets)
 
 
 def _timed(report: Report, plan: CompressionPlan, student: surgery.Student, data: Calibration) -> Report:

@@ -14,6 +14,7 @@ from hscc_kernels import PackedPlan
 from hscc_kernels.plan import DENSE, WorkItem
 
 from ..nn.conv2d import HSCConv2d
+from ..nn.padding import SAME, padded
 from ..nn.projection import Projection
 from ..nn.surgery import Student
 
@@ -22,14 +23,14 @@ _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 class Pad(nn.Module):
-    """``F.pad`` as a module: (left, right, top, bottom) and its mode."""
+    """What is done to the input of a layer before its op."""
 
-    def __init__(self, pad: tuple[int, ...], mode: str) -> None:
+    def __init__(self, layer: HSCConv2d) -> None:
         super().__init__()
-        self.pad, self.mode = pad, mode
+        self.how = tuple(layer.pad), layer.padding_mode, layer.geometry
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, self.pad, self.mode)
+        return padded(x, *self.how)
 
 
 class Masked(nn.Module):
@@ -103,8 +104,8 @@ def portable(layer: HSCConv2d | Projection, size: Size | None = None) -> nn.Modu
     if isinstance(layer, Projection):
         return _conv(layer.weight.T[:, :, None, None])
     plan, modules = layer.plan, []
-    if any(layer.pad):
-        modules.append(Pad(layer.pad, "constant" if layer.padding_mode == "zeros" else layer.padding_mode))
+    if any(layer.pad) or layer.padding_mode == SAME:
+        modules.append(Pad(layer))
     if plan.regions == 1:
         modules += _convolutions(plan, layer.bias.detach()[0])
     else:
@@ -178,8 +179,7 @@ def regions(layer: nn.Module) -> int:
 def _resized(layer: HSCConv2d, size: Size | None) -> PackedPlan:
     if size is None:
         return layer.plan
-    left, right, top, bottom = layer.pad
-    wanted = layer.geometry.out_size(size[0] + top + bottom, size[1] + left + right)
+    wanted = layer.geometry.out_size(*layer.padded_size(*size))
     return layer.plan if wanted == layer.out_size else layer.plan.resized(wanted)
 
 

@@ -15,6 +15,8 @@ from hscc_kernels import PackedPlan
 
 from ..nn.chain import ConvChain
 from ..nn.conv2d import HSCConv2d
+from ..nn.forms import Form, form_of
+from ..nn.padding import SAME, SameConv2d
 from ..nn.projection import Projection, SqueezedConv2d
 from ..nn.surgery import Folded, channels_last_, inherit, swap_, unwrapped
 from ..report import Report
@@ -67,6 +69,7 @@ def save(
         "_version": _VERSION,
         "layers": layers,
         "shared": shared,
+        "forms": [name for name, module in names if isinstance(module, Form)],
         "folded": [name for name, module in names if isinstance(module, Folded)],
         "report": None if report is None else {**report.to_dict(), "seconds": {}},
         **({} if guard is None else {"guard": guard_header}),
@@ -89,6 +92,7 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(_GUARD)}
     tensors |= {key: tensors[other] for key, other in header["shared"].items()}
     modules = dict(model.named_modules(remove_duplicate=False))
+    forms = _forms(modules, header.get("forms", []), path)
     built: dict[str, nn.Module] = {}
     by_factor: dict[frozenset[int], nn.Module] = {}
     for name, layer in header["layers"].items():
@@ -104,8 +108,10 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
     folded = header.get("folded", [])
     if unlike := [name for name in folded if not isinstance(modules.get(name), nn.BatchNorm2d)]:
         raise ValueError(f"{path}: module {unlike[0]!r}: got none that folds, expected the dense model's batch norm")
+    state = {key: t for key, t in model.state_dict().items() if not key.startswith(tuple(f"{n}." for n in forms))}
+    state |= {f"{name}.{key}": tensor for name, form in forms.items() for key, tensor in form.state_dict().items()}
     replaced = tuple(f"{name}." for name in (*built, *folded))
-    rest = {key: value for key, value in model.state_dict().items() if not key.startswith(replaced)}
+    rest = {key: value for key, value in state.items() if not key.startswith(replaced)}
     biases = _new_biases(modules, {key: tensors[key] for key in tensors.keys() - rest.keys()}) if folded else {}
     rest |= {key: tensors[key] for key in biases}
     wrong = sorted(key for key in rest.keys() ^ tensors.keys()) or sorted(
@@ -113,6 +119,9 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
     )
     if wrong:
         raise ValueError(f"{path}: got other tensors than the model's, e.g. {wrong[0]!r}, expected its architecture")
+    for name, form in forms.items():
+        inherit(form, model.get_submodule(name))
+        swap_(model, (name,), form)
     for name, module in built.items():
         dense = modules[name]
         inherit(module.to(dense.weight.device, dense.weight.dtype).train(dense.training), dense)
@@ -158,6 +167,21 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: got an unreadable or truncated file ({error}), expected safetensors") from error
+
+
+def _forms(modules: dict[str, nn.Module], names: list[str], path: Path) -> dict[str, nn.Module]:
+    """What takes the place of dense layers that were compressed in another form; its parts are added to ``modules``."""
+    forms: dict[str, nn.Module] = {}
+    made: dict[nn.Module, nn.Module] = {}  # a module under several names stays one
+    for name in names:
+        dense = modules.get(name, nn.Identity())
+        try:
+            forms[name] = made[dense] = made.get(dense) or form_of(dense)
+        except ValueError as error:
+            got = type(dense).__name__ if name in modules else "no module"
+            raise ValueError(f"{path}: layer {name!r}: got {got} in the model, expected the dense layer") from error
+        modules.update({f"{name}.{inner}": module for inner, module in forms[name].named_modules() if inner})
+    return forms
 
 
 def _new_biases(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> dict[str, nn.Conv2d]:
@@ -232,12 +256,16 @@ def _build_factors(tensors: list[Tensor], layer: dict) -> HSCConv2d:
 def _build_chain(tensors: dict[str, Tensor], stages: list[dict], where: str) -> ConvChain:
     try:
         with torch.device("meta"):  # the file's tensors take the place of what would be made here
-            chain = ConvChain(*(nn.Conv2d(**stage, bias=f"{i}.bias" in tensors) for i, stage in enumerate(stages)))
+            chain = ConvChain(*(_stage(stage, f"{i}.bias" in tensors) for i, stage in enumerate(stages)))
         chain.load_state_dict(tensors, assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"{where}: got damaged hscc metadata ({told}), expected a chain of convolutions") from error
     return chain
+
+
+def _stage(options: dict, bias: bool) -> nn.Conv2d:
+    return (SameConv2d if options.get("padding_mode") == SAME else nn.Conv2d)(**options, bias=bias)
 
 
 def _write(path: Path, data: bytes) -> None:

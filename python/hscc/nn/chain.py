@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .padding import SameConv2d
+
 
 class ConvChain(nn.Sequential):
     """What a convolution becomes: several plain ``nn.Conv2d``; a class of its own, so that ``save`` sees it."""
@@ -18,8 +20,7 @@ def stage(like: nn.Conv2d, weight: Tensor, axes: tuple[bool, bool]) -> nn.Conv2d
     def along(values: tuple[int, int], plain: int) -> tuple[int, int]:
         return tuple(value if own else plain for value, own in zip(values, axes, strict=True))
 
-    conv = nn.utils.skip_init(  # initialising would draw from the user's random generator
-        nn.Conv2d,
+    conv = (SameConv2d if isinstance(like, SameConv2d) else nn.Conv2d)(
         weight.shape[1],
         weight.shape[0],
         tuple(weight.shape[2:]),
@@ -28,8 +29,7 @@ def stage(like: nn.Conv2d, weight: Tensor, axes: tuple[bool, bool]) -> nn.Conv2d
         along(like.dilation, 1),
         bias=False,
         padding_mode=like.padding_mode,
-        device=like.weight.device,
-        dtype=like.weight.dtype,
+        device="meta",  # numbers would be drawn from the user's random generator
     )
     conv.weight = nn.Parameter(weight.to(like.weight).contiguous())
     return conv

@@ -6,11 +6,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d
 from hscc_kernels.backward import padded_nhwc, windows_of
+
+from .padding import SAME, SameConv2d, around, padded, split_padding
 
 SIZES = 8  # other than the calibrated one whose region maps are kept
 _INDEX = ("positions", "rows", "channels", "work", "clusters")
@@ -18,7 +19,7 @@ _INDEX = ("positions", "rows", "channels", "work", "clusters")
 
 def objection(conv: nn.Module) -> str | None:
     """Why a module cannot become an :class:`HSCConv2d`, in a sentence; None when it can."""
-    if type(conv) is not nn.Conv2d:
+    if type(conv) not in (nn.Conv2d, SameConv2d):
         return f"{type(conv).__name__} is not supported, only nn.Conv2d itself"
     if conv.groups != 1:
         return f"grouped convolution (groups={conv.groups}) is not supported"
@@ -50,7 +51,7 @@ class HSCConv2d(nn.Module):
         padding_mode: str = "zeros",
         activation: str = "none",
     ) -> None:
-        """``pad`` and ``padding_mode`` as for ``F.pad``: what is done to the input before the op."""
+        """``pad`` and ``padding_mode`` as for ``F.pad``, or "same": what is done to the input before the op."""
         super().__init__()
         self.sizes, self.geometry, self.out_size = plan.sizes, plan.geometry, plan.out_size
         self.in_channels = plan.in_channels
@@ -72,7 +73,7 @@ class HSCConv2d(nn.Module):
         if reason := objection(conv):
             raise ValueError(reason)
         like = {"dtype": conv.weight.dtype, "device": conv.weight.device}
-        padding, before = _split_padding(conv)
+        padding, before = split_padding(conv)
         geometry = Geometry(conv.kernel_size, conv.stride, padding, conv.dilation)
         plan = PackedPlan.pack(v.cpu(), regions, labels.cpu(), geometry).to(**like)
         layer = cls(plan, bias.to(**like), pad=before, padding_mode=conv.padding_mode)
@@ -110,21 +111,28 @@ class HSCConv2d(nn.Module):
     def padding(self) -> tuple[int, int] | str:
         """That of the convolution: (rows, columns), or "same" where the sides differ."""
         left, right, top, bottom = self.pad
+        if self.padding_mode == SAME:
+            return SAME
         if not any(self.pad):
             return self.geometry.padding
         return (top, left) if (left, top) == (right, bottom) else "same"
 
     def prepare(self, height: int, width: int) -> None:
         """Makes the layer ready for inputs of this size (before padding by ``padding_mode``)."""
-        self._plan_for(height + self.pad[2] + self.pad[3], width + self.pad[0] + self.pad[1])
+        self._plan_for(*self.padded_size(height, width))
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """What the op gets of an input of that size."""
+        left, right, top, bottom = around(self.pad, self.padding_mode, self.geometry, height, width)
+        return height + top + bottom, width + left + right
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, fx.Proxy):
             return called(self, x)
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        if any(self.pad):
-            x = F.pad(x, self.pad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        if any(self.pad) or self.padding_mode == SAME:
+            x = padded(x, self.pad, self.padding_mode, self.geometry)
         plan = self._plan_for(x.shape[-2], x.shape[-1])
         return lowrank_conv2d(x, plan, self.bias, activation=self.activation)
 
@@ -177,26 +185,12 @@ def weight_rows(conv: nn.Conv2d) -> Tensor:
 
 def patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """(N, C, H, W) -> what each output of the convolution reads, (N, D, Ho, Wo), D ordered (kh, kw, C)."""
-    padding, before = _split_padding(conv)
-    if any(before):
-        x = F.pad(x, before, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+    padding, before = split_padding(conv)
     geometry = Geometry(conv.kernel_size, conv.stride, padding, conv.dilation)
+    x = padded(x, before, conv.padding_mode, geometry)
     return windows_of(padded_nhwc(x, geometry), geometry).flatten(3).permute(0, 3, 1, 2)
 
 
 def dense_bias(conv: nn.Conv2d) -> Tensor:
     """(O,) bias; zeros when there is none."""
     return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-
-
-def _split_padding(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """(padding inside the kernel, padding before it as for ``F.pad``): the kernel knows symmetric zeros only."""
-    if isinstance(conv.padding, str):
-        spans = zip(conv.dilation, conv.kernel_size, strict=True)
-        total = [d * (k - 1) if conv.padding == "same" else 0 for d, k in spans]
-        sides = [(t // 2, t - t // 2) for t in total]
-    else:
-        sides = [(p, p) for p in conv.padding]
-    if conv.padding_mode == "zeros" and all(a == b for a, b in sides):
-        return (sides[0][0], sides[1][0]), (0, 0, 0, 0)
-    return (0, 0), (*sides[1], *sides[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .conv2d import HSCConv2d, objection
+from .forms import form_of
 
 _HOOKS = (
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
@@ -24,17 +25,54 @@ _HOOKS = (
 
 @dataclass
 class Targets:
-    """By first name: layers to compress; all names; skipped ones with the reason."""
+    """By first name: layers to compress; all names; skipped ones with the reason; what takes the place of layers that
+    are plain convolutions in another form."""
 
-    layers: dict[str, nn.Conv2d] = field(default_factory=dict)
+    layers: dict[str, nn.Module] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    forms: dict[str, nn.Module] = field(default_factory=dict)
 
     def leave(self, reasons: Mapping[str, str]) -> None:
         """Skips these layers, too."""
         for name, reason in reasons.items():
-            del self.layers[name]
+            self.forget(name)
             self.skipped[name] = reason
+
+    def forget(self, name: str) -> None:
+        """As if it were no layer."""
+        del self.layers[name]
+        self.forms.pop(name, None)
+
+    def reform(self) -> None:
+        """From now on layers are the plain convolutions that forms consist of."""
+        for name, form in self.forms.items():
+            del self.layers[name]
+            for inner, module in form.named_modules():
+                if isinstance(module, nn.Conv2d):
+                    ending = f".{inner}" if inner else ""
+                    self.layers[name + ending] = module
+                    self.names[name + ending] = tuple(one + ending for one in self.names[name])
+
+    @contextmanager
+    def formed(self, model: nn.Module) -> Iterator[None]:
+        """Inside, forms are in the place of their layers."""
+        before = {name: model.get_submodule(name) for name in self.forms}
+        self._put_(model, self.forms)
+        try:
+            yield
+        finally:
+            self._put_(model, before)
+
+    def form_(self, model: nn.Module, taken: Iterable[str]) -> None:
+        """For good, where a layer in them is one that was ``taken``."""
+        self._put_(model, {name: self.forms[name] for name in self.forms if any(below(one, (name,)) for one in taken)})
+
+    def _put_(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+        for name, module in modules.items():
+            if module is self.forms[name]:
+                inherit(module, model.get_submodule(name))
+            swap_(model, self.names[name], module)
 
 
 class Folded(nn.Identity):
@@ -42,7 +80,9 @@ class Folded(nn.Identity):
 
 
 def find(model: nn.Module, skip: Sequence[str] = ()) -> Targets:
-    """Sorts the model's convolutions into those that can be compressed and those that cannot, with the reason.
+    """Sorts the layers into those that can be compressed and convolutions that cannot, with the reason.
+
+    The model is in evaluation mode. Linear layers are among the first, as what they are called with is not known here.
 
     Raises TypeError for what is no module of plain Python (scripted, quantized), ValueError when the model is
     compressed already, is a bare convolution, or lacks a module named in ``skip``.
@@ -57,7 +97,7 @@ def find(model: nn.Module, skip: Sequence[str] = ()) -> Targets:
         raise ValueError(f"skip: got unknown layers {unknown}, expected names of modules of the model")
     targets, first = Targets(), {}
     for name, module in modules.items():
-        if not isinstance(module, _ConvNd):
+        if not name or not isinstance(module, (_ConvNd, nn.Linear)):
             continue
         if id(module) in first:
             targets.names[first[id(module)]] += (name,)
@@ -65,11 +105,16 @@ def find(model: nn.Module, skip: Sequence[str] = ()) -> Targets:
         first[id(module)] = name
         targets.names[name] = (name,)
     for name, names in targets.names.items():
-        named = any(below(one, skip) for one in names)
-        if reason := "named in skip" if named else objection(modules[name]):
-            targets.skipped[name] = reason
-        else:
-            targets.layers[name] = modules[name]
+        layer, named = modules[name], any(below(one, skip) for one in names)
+        try:
+            if named:
+                raise ValueError("named in skip")
+            if objection(layer):
+                targets.forms[name] = form_of(layer)
+            targets.layers[name] = layer
+        except ValueError as error:
+            if isinstance(layer, _ConvNd):
+                targets.skipped[name] = str(error)
     return targets
 
 

@@ -20,13 +20,15 @@ from .data import Calibration, evaluation, images, watch
 
 
 class Call(NamedTuple):
-    """Sizes of one call of a convolution for one sample: (C, ...) of its input, (O, ...) of its output."""
+    """Sizes of one call for one sample: (C, ...) of its input, (O, ...) of its output; channels last where linear."""
 
     x: tuple[int, ...]
     y: tuple[int, ...]
 
     def positions(self, conv: nn.Module) -> int:
         """Of one sample: every weight meets each of them once."""
+        if isinstance(conv, nn.Linear):
+            return torch.Size(self.x[:-1]).numel()
         return torch.Size((self.x if conv.transposed else self.y)[1:]).numel()
 
 
@@ -125,8 +127,8 @@ def calls(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Mo
     found: dict[str, list[Call]] = {name: [] for name in layers}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        spatial = layers[name].weight.ndim - 1  # with the channels
-        found[name].append(Call(*(tuple(t.shape[-spatial:]) for t in (x, y))))
+        dims = x.ndim - 1 if isinstance(layers[name], nn.Linear) else layers[name].weight.ndim - 1  # with the channels
+        found[name].append(Call(*(tuple(t.shape[t.ndim - dims :]) for t in (x, y))))
 
     if layers:
         with evaluation(model), watch(layers, see):

@@ -17,8 +17,10 @@ from .values import floating
 
 ATTRIBUTES = {
     *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed", "output_padding"),
-    *("groups", "padding_mode"),
+    *("groups", "padding_mode", "in_features", "out_features"),
 }
+NO_MAP = "a linear layer whose inputs are no maps (N, H, W, C)"
+LAST = "the last linear layer, which is fitted anew as it is"
 
 
 class StandIn(nn.Module):
@@ -40,25 +42,39 @@ class StandIn(nn.Module):
 
 
 def objections(
-    model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Module], names: Mapping[str, tuple[str, ...]]
+    model: nn.Module,
+    calibration: Calibration,
+    layers: Mapping[str, nn.Module],
+    names: Mapping[str, tuple[str, ...]],
+    linear: bool = False,
 ) -> dict[str, str]:
     """Why some layers cannot be replaced, by a pass of the first batch; ``names`` are all names of each.
+
+    Linear layers can where they run on maps, and where ``linear`` on single positions, too; not the last one then.
 
     Raises ValueError where the model does not run with others in their place.
     """
     student, calls = Student(model, names), Counter()
     sizes: dict[str, set[tuple[int, ...]]] = {name: set() for name in layers}
+    lines: list[str] = []  # linear layers as they run
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
         calls[name] += 1
-        sizes[name].add(tuple(y.shape[-2:]))
+        if isinstance(layers[name], nn.Linear):
+            lines.append(name)
+            sizes[name].add(tuple(y.shape[1:-1]))
+        else:
+            sizes[name].add(tuple(y.shape[-2:]))
 
     found: dict[str, str] = {}
     with evaluation(model):
         for name, layer in layers.items():
             student.modules[name] = StandIn(layer)
         if _runs(student, calibration, watch(layers, see)):
-            found = {
+            taken = {name for name in lines if all(len(size) == 2 or (linear and not size) for size in sizes[name])}
+            lone = (name for name, layer in layers.items() if isinstance(layer, nn.Linear) and name not in taken)
+            found = dict.fromkeys(lone, NO_MAP) | dict.fromkeys(lines[-1:] if linear else (), LAST)
+            found |= {
                 name: why for name in layers if (why := _objection(student.modules[name], calls[name], sizes[name]))
             }
     for others in distributed.gather(found):

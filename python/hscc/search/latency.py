@@ -32,6 +32,7 @@ from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lo
 from hscc_kernels.dispatch import resolve
 
 from .._version import __version__
+from ..nn.padding import SameConv2d
 from ..observe import distributed
 from ..progress import track
 from .work import Work
@@ -263,8 +264,10 @@ def _twin(conv: nn.Module) -> nn.Module:
 
     Made from its options and numbers: a deep copy fails where weights are computed (weight_norm).
     """
-    kind = next(kind for kind in type(conv).__mro__ if kind.__module__ == nn.Conv2d.__module__)
-    options = {name: getattr(conv, name) for name in kind.__constants__ if conv.transposed or name != "output_padding"}
+    own = {kind.__module__ for kind in (nn.Conv2d, nn.Linear, SameConv2d)}
+    kind = next(kind for kind in type(conv).__mro__ if kind.__module__ in own)
+    further = set() if getattr(conv, "transposed", False) else {"output_padding"}
+    options = {name: getattr(conv, name) for name in kind.__constants__ if name not in further}
     twin = kind(**options, bias=conv.bias is not None, device="meta")
     layout = torch.channels_last if conv.weight.ndim == 4 else torch.contiguous_format
     twin.weight = nn.Parameter(conv.weight.detach().to(memory_format=layout), requires_grad=False)
@@ -275,7 +278,8 @@ def _twin(conv: nn.Module) -> nn.Module:
 
 def _call(module: nn.Module, conv: nn.Module, size: Sequence[int], batch: int) -> Callable[[], object]:
     """Of that module with images for the convolution."""
-    return functools.partial(module.forward, _images(size, batch, conv.weight))  # without hooks of the user's
+    x = _images(size, batch, conv.weight)
+    return functools.partial(module.forward, x.contiguous() if isinstance(conv, nn.Linear) else x)  # without hooks
 
 
 def _reference(like: Tensor) -> Callable[[], object]:

@@ -61,6 +61,9 @@ def compress(
     portable: Annotated[
         bool, typer.Option("--portable", help="One region and cluster a layer: exports are plain convolutions.")
     ] = False,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="Take nn.Linear on single positions, too, all but the last.")
+    ] = False,
     effort: Annotated[str, typer.Option(help="Of the search: quick, normal or thorough.")] = "normal",
     memory: Annotated[float | None, typer.Option(min=0, help="GiB it may hold; 4, or half of what is free.")] = None,
     faster_only: Annotated[bool, typer.Option("--faster-only", help="Layers that would not get faster stay.")] = False,
@@ -102,6 +105,7 @@ def compress(
         reconstruction=reconstruction,
         effort=effort,
         portable=portable,
+        linear=linear,
         memory=None if memory is None else int(memory * 2**30),
         faster_only=faster_only,
         latency_batch=latency_batch,
