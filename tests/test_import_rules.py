@@ -31,6 +31,7 @@ ROOMS = {
     "search": {"observe", "maths", *BELOW},
     "observe": {"maths", "nn", "progress"},
     "evaluation": {"observe", "progress"},
+    "summary": {"observe", "nn", "report", "hscc_kernels"},
     "io": {"guard", "data", "nn", "report", "hscc_kernels"},
     "nn": {"hscc_kernels"},
     "report": {"tables"},
@@ -139,7 +140,8 @@ def test_a_loaded_model_needs_little(tmp_path: Path) -> None:
         "heavy = {'sklearn', 'scipy', 'matplotlib', 'triton', 'typer', 'PIL'} & set(sys.modules)\n"
         "print(sorted(heavy), *sorted(m for m in sys.modules if m.startswith('hscc.')))"
     )
-    layers = " ".join(f"hscc.nn.{f}" for f in "chain conv2d effective forms padding projection surgery".split())
+    files = ["chain", "conv2d", "effective", "forms", "padding", "projection", "surgery"]
+    layers = " ".join(f"hscc.nn.{file}" for file in files)
     assert run(code).strip() == f"[] hscc._version hscc.io hscc.io.checkpoint hscc.nn {layers} hscc.report"
 
 

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from .nn.conv2d import HSCConv2d
     from .nn.fuse import fuse_
     from .nn.projection import Projection, SqueezedConv2d
+    from .nn.restore import restore_
     from .report import LayerReport, Report, Trial
     from .study.grid import Grid
     from .study.sweep import sweep
+    from .summary import summary
 
 __all__ = [
     "Budget",
@@ -52,7 +54,9 @@ __all__ = [
     "load_onnx",
     "params",
     "plan",
+    "restore_",
     "save",
+    "summary",
     "sweep",
 ]
 
@@ -69,9 +73,11 @@ _HOMES = {
     "nn.conv2d": ("HSCConv2d",),
     "nn.fuse": ("fuse_",),
     "nn.projection": ("Projection", "SqueezedConv2d"),
+    "nn.restore": ("restore_",),
     "report": ("LayerReport", "Report", "Trial"),
     "study.grid": ("Grid",),
     "study.sweep": ("sweep",),
+    "summary": ("summary",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
