@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torch.compiler import is_dynamo_compiling
 
 from . import ops  # noqa: F401  (registers the ops)
@@ -25,7 +26,8 @@ def project(x: Tensor, matrix: Tensor) -> Tensor:
         raise ValueError(f"x, matrix: got {got}, expected (N, C, H, W) or (C, H, W) and (C, c)")
     if x.ndim == 3:
         return project(x[None], matrix)[0]
-    last = x.is_contiguous(memory_format=torch.channels_last)
+    batched = not is_dynamo_compiling() and is_batchedtensor(x)  # under vmap, where layouts cannot be asked for
+    last = not batched and x.is_contiguous(memory_format=torch.channels_last)
     if x.is_cpu and (last or (matrix.shape[1] == 1 and x.is_contiguous())) and _takes(x, matrix):
         return _PROJECT(x, matrix) if is_dynamo_compiling() else _PROJECT._op(x, matrix)  # as in functional.py
     if not last:
