@@ -1,4 +1,4 @@
-"""Seconds until ``hscc serve`` is ready with the brain-MRI example: ``python -m bench.serving.start``."""
+"""Seconds until ``hscc serve`` is ready with the brain-MRI example, and memory: ``python -m bench.serving.start``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 
+import psutil
 from hscc.serving.web.sockets import listen
 
 from ..accuracy.examples import EXAMPLES, ROOT
@@ -17,8 +18,11 @@ from ..accuracy.examples import EXAMPLES, ROOT
 LONGEST = 120.0  # seconds
 
 
-def seconds(options: Sequence[str]) -> float:
-    """From the command to the first 200 of its health/ready. Raises TimeoutError where none comes."""
+def measured(options: Sequence[str]) -> tuple[float, float]:
+    """Seconds from the command to the first 200 of its health/ready, and MiB (PSS) of its processes then.
+
+    Raises TimeoutError where none comes.
+    """
     example = EXAMPLES["brain_mri"]
     folder = ROOT / "examples" / example.folder
     with listen("127.0.0.1", 0) as free:
@@ -31,7 +35,9 @@ def seconds(options: Sequence[str]) -> float:
         while time.monotonic() < begun + LONGEST:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=1):
-                    return time.monotonic() - begun
+                    seconds = time.monotonic() - begun
+                own = psutil.Process(process.pid)
+                return seconds, sum(one.memory_full_info().pss for one in (own, *own.children(True))) / 2**20
             except OSError:
                 time.sleep(0.02)
         raise TimeoutError(f"hscc serve {' '.join(options)}: got no answer in {LONGEST:g} s")
@@ -43,11 +49,12 @@ def seconds(options: Sequence[str]) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.serving.start", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ray", action="store_true", help="Also with Ray, where it is installed.")
     args = parser.parse_args(argv)
-    for options in ([], ["--litserve"]):
-        found = [seconds(options) for _ in range(args.rounds)]
+    for options in ([], ["--litserve"], *([["--ray"]] if args.ray else [])):
+        found, memory = zip(*(measured(options) for _ in range(args.rounds)), strict=True)
         spread = f"{statistics.median(found):.1f} s ({min(found):.1f} to {max(found):.1f})"
-        print(f"{' '.join(['hscc serve', *options])}: {spread}")
+        print(f"{' '.join(['hscc serve', *options])}: {spread}, {statistics.median(memory):.0f} MiB")
     return 0
 
 

@@ -36,6 +36,12 @@ class Wanted:
             raise ValueError(f"model: got none for {file!r}, expected --model file.py:function that builds the network")
         return cls(name if equals else path.stem, path, source or model)
 
+    def anywhere(self) -> Wanted:
+        """With full paths, for processes of other folders."""
+        python, colon, function = (self.source or "").partition(":")
+        source = f"{Path(python).resolve()}{colon}{function}" if python else self.source
+        return Wanted(self.name, self.file.resolve(), source)
+
     def load(self, any_size: bool) -> Served:
         from ..serving.models import Served
 
@@ -67,6 +73,10 @@ class Policy:
             raise ValueError(f"dense: got one file for {len(wanted)} models, expected one model with --guard dense")
         if litserve and self.name in ("reject", "dense"):
             raise ValueError(f"guard: got {self.name!r} with --litserve, which has none, expected 'flag' or 'off'")
+
+    def anywhere(self) -> Policy:
+        """With a full path, for processes of other folders."""
+        return self if self.dense is None else Policy(self.name, self.dense.resolve())
 
     def of(self, wanted: Wanted, any_size: bool) -> Guarded | None:
         """With the guard in the model's file; None without one, which "reject" and "dense" do not take."""

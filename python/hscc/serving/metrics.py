@@ -46,26 +46,38 @@ class Metrics:
 
 
 class _Merged:
-    """Families of several registries, each once: a page must not describe a name twice."""
+    """Families, each name once: a page must not describe one twice."""
 
-    def __init__(self, registries: Iterable) -> None:
-        self.registries = tuple(registries)
+    def __init__(self, families: Iterable) -> None:
+        self.families = tuple(families)
 
     def collect(self) -> Iterator:
-        families: dict[str, object] = {}
-        for registry in self.registries:
-            for family in registry.collect():  # made anew each time, so its samples may grow
-                if family.name in families:
-                    families[family.name].samples += family.samples
-                else:
-                    families[family.name] = family
-        return iter(families.values())
+        merged: dict[str, object] = {}
+        for family in self.families:
+            if family.name in merged:
+                merged[family.name].samples += family.samples
+            else:
+                merged[family.name] = family
+        return iter(merged.values())
+
+
+def collected(metrics: Iterable[Metrics], **labels: str) -> list:
+    """All engines' families now, every sample with these labels too; they can go to another process."""
+    families = [family for one in metrics for family in one.registry.collect()]
+    for family in families:  # made anew each time
+        family.samples = [one._replace(labels={**one.labels, **labels}) for one in family.samples]
+    return families
+
+
+def written(families: Iterable) -> tuple[bytes, str]:
+    """Families in Prometheus' text format, and its content type."""
+    client = _client()
+    return client.generate_latest(_Merged(families)), client.CONTENT_TYPE_LATEST
 
 
 def page(metrics: Iterable[Metrics]) -> tuple[bytes, str]:
     """All engines' metrics in Prometheus' text format, and its content type."""
-    client = _client()
-    return client.generate_latest(_Merged(one.registry for one in metrics)), client.CONTENT_TYPE_LATEST
+    return written(collected(metrics))
 
 
 def _client():

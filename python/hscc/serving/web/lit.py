@@ -8,12 +8,15 @@ send anything. And a request that a dying worker holds is lost, until its time i
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from queue import Empty
 
 import litserve
@@ -26,6 +29,7 @@ from .. import errors
 from ..engine import Answer, Engine, Limits
 from ..metrics import Metrics
 from ..models import Served
+from ..shutdown import SIGNALS
 from . import http, rest
 from .limits import WebLimits
 from .service import Service
@@ -129,6 +133,8 @@ class Loop(LitLoop):
                 consumer, name, since, payload = request_queue.get(timeout=1.0)
             except Empty:
                 continue
+            except (EOFError, ConnectionError, KeyboardInterrupt):  # the server ends, its manager has already
+                return
             if name is None:
                 return
             x, seconds = payload
@@ -148,7 +154,8 @@ def run(sources: Sequence[Source], limits: Limits, web: WebLimits, key: str | No
     server.app.router.routes.clear()  # its own have neither a key nor limits
     server.app.mount("/", app)
     host, port = address
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # LitServe ends its processes after Ctrl-C alone
+    for number in SIGNALS:
+        signal.signal(number, partial(_end, os.getpid()))
     server.run(
         host=host,
         port=port,
@@ -161,3 +168,10 @@ def run(sources: Sequence[Source], limits: Limits, web: WebLimits, key: str | No
         limit_concurrency=web.connections,
     )
     return 0
+
+
+def _end(main: int, number: int, frame: object) -> None:
+    """LitServe ends its processes after a KeyboardInterrupt; those that inherit this handler end without a word."""
+    if os.getpid() == main:
+        raise KeyboardInterrupt
+    sys.exit(0)

@@ -35,6 +35,12 @@ class Unsupported(Refused, ValueError):
     status, kind = 415, "unsupported"
 
 
+class ClientGone(Refused, ConnectionError):
+    """The client has ended its connection: nobody reads this."""
+
+    status, kind = 499, "cancelled"
+
+
 def told(error: BaseException) -> tuple[int, str]:
     """(HTTP status, one sentence) for the client; of a fault of ours nothing but that it is one."""
     if isinstance(error, Refused) and error.args:

@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from torch import Tensor
 
 from ..engine import Engine
 from ..errors import BadRequest, Overloaded, Refused
-from ..metrics import page
 from . import images, openapi, protocol
 from .protocol import JSON_LENGTH, InferRequest
-from .refusals import TooLarge, TooSlow, Unsupported, told
+from .refusals import ClientGone, TooLarge, TooSlow, Unsupported, told
 from .service import Service, label
 
 TENSORS = ("application/json", "application/octet-stream", "")
@@ -33,6 +33,7 @@ UNROUTED = {
     405: "method: got another one, expected one of /openapi.json",
 }
 SHORT = 64 * 1024  # bytes of JSON that are read without leaving the event loop
+Found = dict[str, tuple[Tensor, bool]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -53,7 +54,7 @@ def _routes(service: Service, bodies: _Bodies) -> list[Route]:
             raise Unsupported(f"content-type: got another one, expected {[*TENSORS[:-1], *images.KINDS]}")
         async with bodies.of(request) as body:
             asked = await bodies.read(body, kind, engine, request.headers.get(JSON_LENGTH))
-        found = await service.answer(engine, asked)
+        found = await _unless_gone(request, service.answer(engine, asked))
         head = {"model_name": engine.model.name, "model_version": engine.model.version}
         head |= {"id": asked.id} if asked.id else {}
         text = label(engine, found) if kind in images.KINDS else None
@@ -73,7 +74,7 @@ def _routes(service: Service, bodies: _Bodies) -> list[Route]:
         return JSONResponse(service.about())
 
     async def metrics(request: Request) -> Response:
-        text, kind = page(engine.metrics for engine in service.engines)
+        text, kind = await service.metrics()
         return Response(text, headers={"content-type": kind})
 
     async def live(request: Request) -> Response:
@@ -104,6 +105,25 @@ def _routes(service: Service, bodies: _Bodies) -> list[Route]:
 
 def _engine(service: Service, request: Request) -> Engine:
     return service.engine(request.path_params["name"], request.path_params.get("version", ""))
+
+
+async def _unless_gone(request: Request, answer: Awaitable[Found]) -> Found:
+    """The answer, which is cancelled when the client goes away: then nothing of it is computed that still waits."""
+    asking, watching = asyncio.ensure_future(answer), asyncio.create_task(_gone(request))
+    watching.add_done_callback(lambda _: asking.cancel())
+    try:
+        return await asking
+    except asyncio.CancelledError:
+        if watching.done() and not watching.cancelled():
+            raise ClientGone("connection: got its end before the answer") from None
+        raise
+    finally:
+        watching.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class _Bodies:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import _version
 from ..engine import Answer, Engine
 from ..errors import BadRequest
+from ..metrics import page
 from ..signature import TensorSpec
 from . import keys, protocol
 from .limits import WebLimits
@@ -76,6 +77,10 @@ class Service:
             "outputs": [*map(_tensor, model.outputs), *guard],
             "parameters": {"digest": model.digest, "labels": [*model.labels]},
         }
+
+    async def metrics(self) -> tuple[bytes, str]:
+        """The engines' metrics in Prometheus' text format, and its content type."""
+        return page(engine.metrics for engine in self.engines)
 
     async def answer(self, engine: Engine, request: InferRequest) -> dict[str, tuple[Tensor, bool]]:
         """The outputs that were asked for, each with whether it goes as binary.

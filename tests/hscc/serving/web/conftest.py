@@ -123,7 +123,7 @@ def serve(folder: Path) -> Iterator[Callable[..., Server]]:
         port, rpc = free_port(), free_port()
         command = [sys.executable, "-m", "hscc", "serve", "small=w.safetensors", "--model", "model.py:build"]
         command += ["--port", str(port), "--threads", "1", *options]
-        command += [] if "--litserve" in options else ["--grpc-port", str(rpc)]
+        command += [] if {"--litserve", "--ray"} & {*options} else ["--grpc-port", str(rpc)]
         process = subprocess.Popen(
             command,
             cwd=folder,

@@ -46,3 +46,5 @@ def test_the_same_answers_a_dead_worker_comes_back_and_all_end(serve, model: Ser
     server.process.terminate()
     server.process.wait(60)
     assert not psutil.wait_procs(processes, 20)[1]
+    told = server.process.stderr.read()
+    assert "Traceback" not in told, told

@@ -16,6 +16,12 @@ WRONG = {
     "no key file": ((*WEIGHTS, "--api-key", "none.txt"), "api-key: got 'none.txt', expected a text file"),
     "a short key": ((*WEIGHTS, "--api-key", "key.txt"), "api-key: got one that is no key"),
     "no model": (("w.safetensors",), "expected --model file.py:function"),
+    "a Ray option alone": ((*WEIGHTS, "--replicas", "2"), "replicas: got it without --ray, expected it not"),
+    "a GPU without Ray": ((*WEIGHTS, "--gpus-per-replica", "0"), "gpus-per-replica: got it without --ray"),
+    "gRPC with Ray": ((*WEIGHTS, "--ray", "--grpc-port", "8001"), "grpc-port: got it with --ray, which does without"),
+    "a device with Ray": ((*WEIGHTS, "--ray", "--device", "cpu"), "device: got it with --ray"),
+    "LitServe and Ray": ((*WEIGHTS, "--ray", "--litserve"), "litserve: got it with --ray"),
+    "no replica": ((*WEIGHTS, "--ray", "--replicas", "0"), "replicas: got 0-0, expected N or MIN-MAX, each 1 or more"),
     "no weights": (("none.safetensors", "--model", "model.py:build"), "expected a file of weights"),
 }
 
@@ -55,9 +61,12 @@ def test_a_model_that_does_not_load_ends_the_server(serve, folder: Path) -> None
     assert server.process.stderr.read().startswith("error: broken.safetensors")
 
 
-@pytest.mark.parametrize(("option", "package"), [("--litserve", "litserve"), ("--threads", "uvicorn")])
-def test_what_is_not_installed_is_named(option: str, package: str, folder: Path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize(
+    ("option", "package", "extra"),
+    [("--litserve", "litserve", "serve"), ("--threads", "uvicorn", "serve"), ("--ray", "ray", "ray")],
+)
+def test_what_is_not_installed_is_named(option: str, package: str, extra: str, folder: Path, monkeypatch, capsys):
     known = serve.find_spec
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == package else known(name))
     line = usage(folder, monkeypatch, capsys, *WEIGHTS, option, *(["1"] if option == "--threads" else []))
-    assert line == f"error: hscc serve needs {package}: pip install 'hscc[serve]'"
+    assert line == f"error: hscc serve needs {package}: pip install 'hscc[{extra}]'"
