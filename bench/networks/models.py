@@ -105,20 +105,30 @@ class UNet(nn.Module):
         return self.head(x)
 
 
+def _falling_(weight: Tensor, decay: float) -> None:
+    """Of each filter bank's matrix (O, C kh kw); its norm stays."""
+    u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+    falling = torch.arange(1, len(s) + 1) ** -decay
+    weight.copy_(((u * (falling * s.norm() / falling.norm())) @ v).view_as(weight))
+
+
 @torch.no_grad()
-def settled(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+def settled(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]], decay: float | None = None) -> nn.Module:
     """The model with random weights whose activations neither vanish nor explode, its batch norms' statistics those of
-    the batches (N, 3, H, W), and their scales and shifts unlike 1 and 0, so that leaving them out shows."""
+    the batches (N, 3, H, W), and their scales and shifts unlike 1 and 0, so that leaving them out shows. A tuple is of
+    the inputs of one call; with a ``decay`` the singular values of convolutions fall as i ** -decay."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if decay is not None:
+                _falling_(module.weight, decay)
         elif isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean over the batches
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
     model.train()
     for batch in batches:
-        model(batch)
+        model(*batch) if isinstance(batch, tuple) else model(batch)
     return model.eval()
 
 

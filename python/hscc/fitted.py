@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import progress
 from .baselines import plan as baselines
@@ -40,18 +40,26 @@ class Fitted:
         before = {name: parameters[name].detach().clone() for name in values}
         with self.targets.formed(model), self.student.swapped():
             try:
-                model.load_state_dict(values, strict=False)
+                _set_(model, values)
                 yield model
             finally:
-                model.load_state_dict(before, strict=False)
+                _set_(model, before)
 
     def swap_(self) -> Report:
         """For good; the report."""
         self.targets.form_(self.student.model, self.student.modules)
         self.student.swap_()
-        self.student.model.load_state_dict(self.head.values, strict=False)
+        _set_(self.student.model, self.head.values)
         surgery.channels_last_(self.student.model)
         return self.report
+
+
+@torch.no_grad()
+def _set_(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Not by ``load_state_dict``, which some models make more of than that."""
+    parameters = dict(model.named_parameters()) if values else {}
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
 @torch.inference_mode(False)

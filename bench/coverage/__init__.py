@@ -1,0 +1,1 @@
+"""Which networks compress, compile and export: ``python -m bench.coverage``."""
