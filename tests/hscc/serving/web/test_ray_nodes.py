@@ -93,7 +93,9 @@ class Load:
 
 
 def test_a_node_and_a_replica_die_under_load(cluster: utils.Cluster, server: Server, model: Served) -> None:
-    assert [len(one) for one in replicas(cluster)] == [1, 1]  # spread
+    until(
+        lambda: [len(one) for one in replicas(cluster)] == [1, 1], 30
+    )  # spread; names come late
     xs = [torch.randn(2, 1, 16, 16) for _ in range(8)]
     load = Load(server.url, xs, [model.module(x) for x in xs])
     with concurrent.futures.ThreadPoolExecutor(4) as pool, httpx.Client(base_url=server.url, timeout=30) as client:
@@ -106,6 +108,7 @@ def test_a_node_and_a_replica_die_under_load(cluster: utils.Cluster, server: Ser
             cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
             until(lambda: len(names(client)) == 2 and len(names(client) - before) == 1)  # Ray has started another
 
+            until(lambda: [len(one) for one in replicas(cluster)] == [2], 30)
             ((killed, _),) = replicas(cluster)
             before = names(client)
             psutil.Process(killed).kill()
