@@ -12,6 +12,13 @@
 
 namespace hscc {
 
+// What an int8 call has more; its v is int8, its x float or uint8, all else float.
+struct Int8Tensors {
+  const torch::stable::Tensor& v_scale;
+  double scale;
+  int64_t zero_point;
+};
+
 struct PlanTensors {
   const torch::stable::Tensor& x;
   const std::optional<torch::stable::Tensor>& bias;
@@ -24,6 +31,7 @@ struct PlanTensors {
   const torch::stable::Tensor& clusters;
   const std::vector<int64_t>& sizes;
   const std::string& activation;
+  const Int8Tensors* int8 = nullptr;
 };
 
 // Raises on anything that would let a kernel read or write outside the tensors; x and out pointers are left null.

@@ -11,8 +11,10 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kMostSide = int64_t(1) << 30;  // so that kernels may count rows, columns
-constexpr int64_t kMostRow = int64_t(1) << 31;   // and the numbers of a row in 32 bits
+constexpr int64_t kAny = -1;  // for an output's height and width in sizes: those that the input gives
+constexpr int64_t kMostPatch = (int64_t(1) << 31) / (255 * 128);  // so that sums of int8 products fit 32 bits
+constexpr int64_t kMostSide = int64_t(1) << 30;                   // so that kernels may count rows, columns
+constexpr int64_t kMostRow = int64_t(1) << 31;                    // and the numbers of a row in 32 bits
 
 void check_tensor(const char* name, const Tensor& t, ScalarType dtype, int64_t ndim) {
   STD_TORCH_CHECK(t.is_cpu(), name, ": got a tensor that is not on the CPU, expected one that is");
@@ -52,6 +54,17 @@ Geometry read_geometry(const std::vector<int64_t>& ints) {
                     "..32767");
   }
   return {ints[0], ints[1], ints[2], ints[3], ints[4], ints[5], ints[6], ints[7]};
+}
+
+// Sets what an int8 call has more.
+void view_quantisation(const Int8Tensors& t, PlanView& p) {
+  check_tensor("v_scale", t.v_scale, ScalarType::Float, 1);
+  STD_TORCH_CHECK(t.v_scale.is_contiguous() && t.v_scale.size(0) == p.pool_rows, "v_scale: got ", t.v_scale.size(0),
+                  " scales, expected ", p.pool_rows, " without gaps, one a row of v");
+  STD_TORCH_CHECK(p.patch <= kMostPatch, "v: got D = ", p.patch, ", expected at most ", kMostPatch);
+  STD_TORCH_CHECK(t.scale >= 0x1p-126 && t.scale <= 0x1p126, "scale: got ", t.scale, ", expected 2^-126..2^126");
+  STD_TORCH_CHECK(t.zero_point >= 0 && t.zero_point <= 255, "zero_point: got ", t.zero_point, ", expected 0..255");
+  p.quantisation = {t.v_scale.const_data_ptr<float>(), float(t.scale), int32_t(t.zero_point), false};
 }
 
 void check_clusters(const PlanView& p, const WorkItem& item) {
@@ -94,11 +107,12 @@ void check_work(const PlanView& p, int64_t position_count) {
 }  // namespace
 
 PlanView view_plan(const PlanTensors& t) {
-  const ScalarType dtype = t.x.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, "x: got dtype ", int(dtype),
-                  ", expected ", int(ScalarType::Float), " or ", int(ScalarType::BFloat16));
-  check_tensor("x", t.x, dtype, 4);
-  check_tensor("v", t.v, dtype, 2);
+  const ScalarType given = t.x.scalar_type(), other = t.int8 ? ScalarType::Byte : ScalarType::BFloat16;
+  STD_TORCH_CHECK(given == ScalarType::Float || given == other, "x: got dtype ", int(given), ", expected ",
+                  int(ScalarType::Float), " or ", int(other));
+  const ScalarType dtype = t.int8 ? ScalarType::Float : given;  // of all but x and v
+  check_tensor("x", t.x, given, 4);
+  check_tensor("v", t.v, t.int8 ? ScalarType::Char : dtype, 2);
   check_tensor("u", t.u, dtype, 1);
   check_index("positions", t.positions, 1);
   check_index("rows", t.rows, 1);
@@ -137,7 +151,8 @@ PlanView view_plan(const PlanTensors& t) {
   const int64_t position_count = t.positions.numel();
   STD_TORCH_CHECK(p.patch == g.kernel_h * g.kernel_w * p.in_channels, "v: got D = ", p.patch, ", expected ", g.kernel_h,
                   " x ", g.kernel_w, " x ", p.in_channels);
-  STD_TORCH_CHECK(p.out_height == t.sizes[8] && p.out_width == t.sizes[9], "x: got ", p.height, " x ", p.width,
+  const bool any = t.sizes[8] == kAny && t.sizes[9] == kAny;
+  STD_TORCH_CHECK(any || (p.out_height == t.sizes[8] && p.out_width == t.sizes[9]), "x: got ", p.height, " x ", p.width,
                   ", which gives an output of ", p.out_height, " x ", p.out_width, ", expected one of ", t.sizes[8],
                   " x ", t.sizes[9]);
   STD_TORCH_CHECK(position_count == p.out_height * p.out_width, "positions: got ", position_count, ", expected ",
@@ -151,6 +166,7 @@ PlanView view_plan(const PlanTensors& t) {
     p.bias = t.bias->const_data_ptr();
     p.bias_region_stride = shared ? 0 : t.bias->stride(0), p.bias_channel_stride = t.bias->stride(-1);
   }
+  if (t.int8) view_quantisation(*t.int8, p);
   check_range("positions", p.positions, position_count, position_count);
   check_range("rows", p.rows, p.row_total, p.pool_rows);
   check_range("channels", p.channels, p.regions * p.out_channels, p.out_channels);

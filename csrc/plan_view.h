@@ -25,8 +25,28 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// A quantised input from 0 to 255, and a number of V in the same bits, signed.
+struct Byte {
+  uint8_t bits;
+};
+
+// The same in 16 bits: an input less its zero point, and a number of V.
+struct Word {
+  int16_t value;
+};
+
+// What of an int8 call is not in a float one: x is round(input / scale) + zero_point, and a sum of products of integers
+// in row r of V counts scale * row_scales[r].
+struct Quantisation {
+  const float* row_scales;  // (pool_rows)
+  float scale;
+  int32_t zero_point;  // 0 to 255
+  bool words;          // whether x holds Word, else Byte
+};
+
 // Shapes: x (batch, height, width, in_channels), v (pool_rows, patch), out (batch, out_height, out_width,
-// out_channels). x, v, u, bias and out hold BFloat16 where ``bfloat16`` says so, else float.
+// out_channels). x, v, u, bias and out hold BFloat16 where ``bfloat16`` says so, else float; in an int8 call v holds
+// int8 and x what ``quantisation`` says.
 struct PlanView {
   int64_t batch, height, width, in_channels, out_height, out_width, out_channels;
   int64_t image_size;  // numbers in the maps of an image, in and out
@@ -44,6 +64,7 @@ struct PlanView {
   const ClusterItem* clusters;
   void* out;
   bool relu, bfloat16;
+  Quantisation quantisation;
 };
 
 }  // namespace hscc

@@ -21,8 +21,8 @@ class Backend(NamedTuple):
     name: str
     why_not: Callable[[Tensor], str | None]
 
-    def op(self) -> Callable[..., Tensor]:
-        return getattr(torch.ops.hscc, f"lowrank_conv2d_{self.name}").default  # the overload: one look-up less a call
+    def op(self, kind: str = "lowrank_conv2d") -> Callable[..., Tensor]:
+        return getattr(torch.ops.hscc, f"{kind}_{self.name}").default  # the overload: one look-up less a call
 
 
 def _triton_why_not(x: Tensor) -> str | None:
@@ -50,6 +50,7 @@ BACKENDS = (
     Backend("cpu", _cpu_why_not),
     Backend("reference", lambda x: None),
 )
+INT8 = "lowrank_conv2d_int8"
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 _PREFERRED = os.environ.get("HSCC_BACKEND")
 _RESOLVED: dict[tuple, Callable[..., Tensor]] = {}  # by all that an objection is about
@@ -60,25 +61,31 @@ def explain(x: Tensor) -> dict[str, str | None]:
     return {backend.name: backend.why_not(x) for backend in BACKENDS}
 
 
-def resolve(x: Tensor, name: str | None = None) -> Callable[..., Tensor]:
-    """The op that runs ``x``: the named backend (or ``HSCC_BACKEND``), else the first one that can.
+def resolve(x: Tensor, name: str | None = None, kind: str = "lowrank_conv2d") -> Callable[..., Tensor]:
+    """The op of a kind that runs ``x``: the named backend (or ``HSCC_BACKEND``), else the first one that can.
 
     Raises BackendUnavailable when a named backend cannot run and ValueError when there is none of that name.
     """
-    kind = name, x.dtype, x.is_cpu, x.is_cuda
-    op = _RESOLVED.get(kind)
+    call = name, kind, x.dtype, x.is_cpu, x.is_cuda
+    op = _RESOLVED.get(call)
     if op is None:
-        op = _RESOLVED[kind] = _resolve(x, name or _PREFERRED)
+        op = _RESOLVED[call] = _resolve(x, name or _PREFERRED, kind)
     return op
 
 
-def _resolve(x: Tensor, name: str | None) -> Callable[..., Tensor]:
+def _resolve(x: Tensor, name: str | None, kind: str) -> Callable[..., Tensor]:
     if name is not None:
         if name not in _BY_NAME:
             raise ValueError(f"backend: got {name!r}, expected one of {list(_BY_NAME)}")
         backend = _BY_NAME[name]
-        reason = backend.why_not(x)
+        reason = _why_not(backend, x, kind)
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot run: {reason}")
-        return backend.op()
-    return next(backend.op() for backend in BACKENDS if backend.why_not(x) is None)
+        return backend.op(kind)
+    return next(backend.op(kind) for backend in BACKENDS if _why_not(backend, x, kind) is None)
+
+
+def _why_not(backend: Backend, x: Tensor, kind: str) -> str | None:
+    if kind != INT8:
+        return backend.why_not(x)
+    return "triton has no int8" if backend.name == "triton" else backend.why_not(x.new_empty(0, dtype=torch.float32))

@@ -24,6 +24,11 @@ def lowrank_conv2d(x: Tensor, bias: Tensor | None, *rest, **unused) -> int:
     return 2 * len(x) * sum(item.position_count * item.macs for item in _work_items(plan))
 
 
+def lowrank_conv2d_int8(x: Tensor, bias: Tensor | None, v: Tensor, v_scale: Tensor, *rest, **unused) -> int:
+    """The same number, of which those of the first stage are of integers."""
+    return lowrank_conv2d(x, bias, v, *rest[:-2])
+
+
 def lowrank_conv2d_backward(grad: Tensor, y: Tensor, x: Tensor, *rest, **unused) -> int:
     """The matrix products of ``backward.py``, which makes the first stage's outputs again for the gradient of u."""
     *fields, _, (need_x, _, need_v, need_u) = rest

@@ -11,13 +11,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _extension, arguments, backward, flops, plan, reference  # noqa: F401  (the extension registers its kernels)
+from . import _extension, arguments, backward, flops, plan, reference, reference_int8  # noqa: F401  (C++ registers its kernels)
 
 BACKENDS = ("triton", "cpu", "reference")
+INT8_BACKENDS = ("cpu", "reference")
+NO_GRADIENT = "got an input that requires a gradient, expected none: there are no gradients in int8"
 
 _SCHEMA = (
     "(Tensor x, Tensor? bias, Tensor v, Tensor u, Tensor positions, Tensor rows, Tensor channels, Tensor work, "
     "Tensor clusters, int[] sizes, str activation) -> Tensor"
+)
+_INT8_SCHEMA = (
+    "(Tensor x, Tensor? bias, Tensor v, Tensor v_scale, Tensor u, Tensor positions, Tensor rows, Tensor channels, "
+    "Tensor work, Tensor clusters, int[] sizes, float scale, int zero_point, str activation) -> Tensor"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor y, Tensor x, Tensor v, Tensor u, Tensor positions, Tensor rows, Tensor channels, "
@@ -30,8 +36,23 @@ _RESIZED_SCHEMA = (
 
 def _fake(x, bias, v, u, positions, rows, channels, work, clusters, sizes: Sequence[int], activation) -> Tensor:
     arguments.check(x, bias, v, u, positions, rows, channels, work, clusters, sizes, activation)
-    size = (x.shape[0], channels.shape[1], sizes[-2], sizes[-1])
+    size = (x.shape[0], channels.shape[1], *plan.sized(sizes, x)[-2:])
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _int8_fake(x, bias, v, v_scale, u, positions, rows, channels, work, clusters, sizes, *rest) -> Tensor:
+    arguments.check_int8(x, bias, v, v_scale, u, positions, rows, channels, work, clusters, sizes, *rest)
+    size = (x.shape[0], channels.shape[1], *plan.sized(sizes, x)[-2:])
+    return torch.empty(size, dtype=u.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _refuse_gradient(ctx, inputs, output) -> None:
+    raise RuntimeError(f"lowrank_conv2d_int8: {NO_GRADIENT}")
+
+
+def _int8_reference(*args) -> Tensor:
+    arguments.check_int8(*args)
+    return reference_int8.lowrank_conv2d_int8(*args).contiguous(memory_format=torch.channels_last)
 
 
 def _backward_fake(grad, y, x, v, u, positions, rows, channels, work, clusters, sizes, activation, needs):
@@ -110,6 +131,13 @@ def _register() -> None:
             torch.library.impl(name, f"Autocast{device.upper()}")(_autocast(device, backend))
     torch.library.impl("hscc::lowrank_conv2d_reference", "default", _reference)
     torch.library.impl("hscc::lowrank_conv2d_triton", ("cpu", "cuda"), _triton)
+    for backend in INT8_BACKENDS:
+        name = f"hscc::lowrank_conv2d_int8_{backend}"
+        torch.library.define(name, _INT8_SCHEMA)
+        torch.library.register_fake(name, _int8_fake)
+        torch.library.register_autograd(name, lambda ctx, *gradients: None, setup_context=_refuse_gradient)
+        flops.register(f"lowrank_conv2d_int8_{backend}", flops.lowrank_conv2d_int8)
+    torch.library.impl("hscc::lowrank_conv2d_int8_reference", "default", _int8_reference)
     name = "hscc::lowrank_conv2d_backward"
     torch.library.define(name, _BACKWARD_SCHEMA)
     torch.library.register_fake(name, _backward_fake)

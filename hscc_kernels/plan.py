@@ -41,6 +41,7 @@ class ClusterItem(NamedTuple):
 
 
 DENSE = -1
+ANY = -1  # for an output's height and width in a plan's sizes: those that the input gives
 
 
 class Geometry(NamedTuple):
@@ -64,6 +65,13 @@ class Geometry(NamedTuple):
     def unflat(cls, ints: Sequence[int]) -> Geometry:
         """The inverse; more ints than eight may follow."""
         return cls(*((ints[i], ints[i + 1]) for i in (0, 2, 4, 6)))
+
+
+def sized(sizes: Sequence[int], x: Tensor) -> tuple[int, ...]:
+    """A plan's ten sizes, with the height and width of the output for x (N, C, H, W) where they are :data:`ANY`."""
+    if sizes[-1] != ANY:
+        return tuple(sizes)
+    return (*sizes[:-2], *Geometry.unflat(sizes).out_size(x.shape[2], x.shape[3]))
 
 
 def _walk(labels: Tensor, geometry: Geometry, patch: int) -> Tensor:

@@ -6,13 +6,13 @@ Arguments are those of the op (see ``ops.py``); shapes in ``plan.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .plan import DENSE, ClusterItem, Geometry, WorkItem
+from .plan import DENSE, ClusterItem, Geometry, PackedPlan, WorkItem, sized
 
 
 def lowrank_conv2d(
@@ -31,10 +31,23 @@ def lowrank_conv2d(
     """x (N, C, H, W), bias (O,), (R, O) or None -> (N, O, Ho, Wo), channels last in memory. Differentiable."""
     geometry = Geometry.unflat(sizes)
     patches = im2col(x, geometry)  # [N, P, D]
-    out = x.new_zeros(x.shape[0], patches.shape[1], channels.shape[1])  # [N, P, O]
+
+    def first_stage(place: Tensor, factor_rows: Tensor) -> Tensor:
+        return patches[:, place] @ v[factor_rows].T  # [N, p, s]
+
+    plan = PackedPlan(v, u, positions, rows, channels, work, clusters, sized(sizes, x))
+    return second_stage(first_stage, len(x), plan, bias, activation)
+
+
+def second_stage(
+    first_stage: Callable[[Tensor, Tensor], Tensor], images: int, plan: PackedPlan, bias: Tensor | None, activation: str
+) -> Tensor:
+    """Outputs (N, O, Ho, Wo) from Z, which ``first_stage`` gives for positions (p,) and rows of v (s,) as (N, p, s)."""
+    _, u, positions, rows, channels, work, clusters, _ = plan
+    out = u.new_zeros(images, positions.shape[0], channels.shape[1])  # [N, P, O]
     biases = None if bias is None else bias.expand(channels.shape)
     for item, place, factor_rows in regions_of(positions, rows, work):
-        z = patches[:, place] @ v[factor_rows].T  # [N, p, s]
+        z = first_stage(place, factor_rows)
         parts = []
         for c in clusters_of(clusters, item):
             part = z[..., c.row_start : c.row_start + c.rank]
@@ -45,8 +58,7 @@ def lowrank_conv2d(
             y = y + biases[item.region, order]
         out[:, place[:, None], order] = y
     out = F.relu(out) if activation == "relu" else out
-    height, width = geometry.out_size(*x.shape[2:])
-    return out.view(x.shape[0], height, width, channels.shape[1]).permute(0, 3, 1, 2)
+    return out.view(images, *plan.out_size, channels.shape[1]).permute(0, 3, 1, 2)
 
 
 def im2col(x: Tensor, geometry: Geometry) -> Tensor:

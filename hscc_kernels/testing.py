@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, reference_int8
+from .int8_plan import Int8Plan
 from .plan import ClusterFactors, Geometry, PackedPlan, RegionFactors
 
 
@@ -200,6 +201,40 @@ def make_plan(case: Case, draw, generator: torch.Generator) -> PackedPlan:
     if case.unequal:
         labels[torch.rand(size, generator=generator) < 0.7] = 0
     return PackedPlan.pack(v, regions, labels, case.geometry)
+
+
+class Int8(NamedTuple):
+    """How a case is quantised: bits of V, and of the inputs the zero point; 0 for inputs behind a ReLU."""
+
+    bits: int
+    zero_point: int
+
+
+INT8 = (Int8(8, 0), Int8(8, 113), Int8(7, 0), Int8(7, 255))
+
+
+class Int8Inputs(NamedTuple):
+    """Arguments of ``hscc_kernels.lowrank_conv2d_int8`` for a case."""
+
+    x: Tensor
+    plan: Int8Plan
+    bias: Tensor | None
+
+
+def make_int8_inputs(case: Case, int8: Int8, seed: int = 0) -> Int8Inputs:
+    """Fresh random inputs of a case, some of them beyond what 8 bits reach."""
+    x, plan, bias = make_inputs(case, torch.float32, seed)
+    return Int8Inputs(x, Int8Plan.quantised(plan, 1 / 37, int8.zero_point, int8.bits), bias)
+
+
+def exact_int8(x: Tensor, plan: Int8Plan, bias: Tensor | None, activation: str) -> Tensor:
+    """The specification with a second stage in float64."""
+    plan = plan._replace(u=plan.u.double(), v_scale=plan.v_scale.double())
+    return plain_int8(x, plan, None if bias is None else bias.double(), activation)
+
+
+def plain_int8(x: Tensor, plan: Int8Plan, bias: Tensor | None, activation: str) -> Tensor:
+    return reference_int8.lowrank_conv2d_int8(x, bias, *plan, activation)
 
 
 def exact(x: Tensor, plan: PackedPlan, bias: Tensor | None, activation: str) -> Tensor:

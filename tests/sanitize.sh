@@ -18,5 +18,5 @@ test -n "$(find hscc_kernels -name '_C*.so')"
 # Python itself is not instrumented: its leaks are not ours, and the runtime has to be there before it starts.
 export LD_PRELOAD="$(${CXX:-c++} -print-file-name=libasan.so) $(${CXX:-c++} -print-file-name=libubsan.so)"
 export ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH="$build:$build/python"
-"$python" -m pytest -q -p no:cacheprovider tests/kernels/test_cpu_kernel.py tests/kernels/test_projection.py "$@"
+"$python" -m pytest -q -p no:cacheprovider tests/kernels/test_cpu_kernel.py tests/kernels/test_cpu_int8.py tests/kernels/test_projection.py "$@"
 echo "sanitizers: clean"

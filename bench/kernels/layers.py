@@ -14,7 +14,7 @@ from torch import Tensor
 from hscc_kernels import explain, lowrank_conv2d, testing
 
 from ..timing import header, interleaved, keep_freed_memory, ratio
-from . import peers
+from . import int8, peers
 from .cases import LAYERS, REDUCTIONS, Case, Layer, make_input, make_plan, select
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -147,7 +147,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="bfloat16: PyTorch's are the only peers")
+    types = "bfloat16: PyTorch's are the only peers; int8: beside our own float32, one thread's processor time"
+    parser.add_argument("--dtype", choices=[*DTYPES, "int8"], default="float32", help=types)
+    parser.add_argument("--bits", type=int, choices=(7, 8), default=8, help="of V in int8; 7 is quicker without VNNI")
     parser.add_argument("--all", action="store_true", help="the whole table; hours")
     parser.add_argument("--case", action="append", help="cases whose name starts so, as resnet18_2/R4/K1; repeatable")
     parser.add_argument("--reduction", type=float, action="append", help="instead of 3, 5.3, 10 and 20; repeatable")
@@ -162,18 +164,28 @@ def main(argv: list[str] | None = None) -> int:
     reason = explain(make_input(cases[0].layer, 1)).get(args.backend, "there is no such backend")
     if reason is not None:
         parser.error(f"backend {args.backend}: {reason}")
+    if args.dtype == "int8" and (args.threads != 1 or args.backend != "cpu"):
+        parser.error("--dtype int8: expected --threads 1 and --backend cpu")
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    dtype = DTYPES[args.dtype]
+    dtype = DTYPES.get(args.dtype, torch.int8)
     head = header(args.threads, args.batch, args.backend, dtype)
     print(json.dumps(head))
     rows = []
-    for name in dict.fromkeys(case.layer.name for case in cases):
-        group = [case for case in cases if case.layer.name == name]
-        for row in run_layer(group, args.batch, args.threads, dtype, args.backend, not args.no_compile, args.rounds):
-            print_row(row, head["peak_gflops"])
-            rows.append(row)
-    print_summary(rows)
+    if dtype == torch.int8:
+        for case in cases:
+            rows.append(int8.measure(case, args.batch, args.bits, args.rounds))
+            int8.print_row(rows[-1])
+        int8.print_summary(rows)
+    else:
+        for name in dict.fromkeys(case.layer.name for case in cases):
+            group = [case for case in cases if case.layer.name == name]
+            for row in run_layer(
+                group, args.batch, args.threads, dtype, args.backend, not args.no_compile, args.rounds
+            ):
+                print_row(row, head["peak_gflops"])
+                rows.append(row)
+        print_summary(rows)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"header": head, "cases": rows}, file, indent=1)

@@ -67,6 +67,12 @@ inline void copy(BFloat16* to, const BFloat16* from, int64_t n = kLanes) {
 inline void pin(Vec& a) {
   __asm__("" : "+v"(a));
 }
+inline void pin(__m512i& a) {
+  __asm__("" : "+v"(a));
+}
+inline __mmask32 first_words(int64_t n) {
+  return __mmask32((1ull << n) - 1);
+}
 inline Vec add(Vec a, Vec b) {
   return _mm512_add_ps(a, b);
 }
@@ -94,9 +100,9 @@ inline Vec interleave(Vec a, Vec b) {
   return _mm512_permutex2var_ps(a, kHalf ? _mm512_add_epi32(lower, _mm512_set1_epi32(8)) : lower, b);
 }
 
-// In every group of 2 * kDistance lanes: the halves of a summed, then those of b.
+// In every group of 2 * kDistance lanes: the halves of a summed by ``add``, then those of b.
 template <int kDistance>
-inline Vec fold(Vec a, Vec b) {
+inline Vec fold(Vec a, Vec b, auto add) {
   if constexpr (kDistance == 8) {
     const __m512d mixed = _mm512_castps_pd(_mm512_mask_blend_ps(0xff00, a, b));
     const __m512i crossed = _mm512_alignr_epi64(_mm512_castps_si512(b), _mm512_castps_si512(a), 4);

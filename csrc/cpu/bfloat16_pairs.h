@@ -6,13 +6,6 @@
 
 namespace hscc::cpu::HSCC_ISA {
 
-inline void pin(__m512i& a) {
-  __asm__("" : "+v"(a));
-}
-inline __mmask32 first_words(int64_t n) {
-  return __mmask32((1ull << n) - 1);
-}
-
 template <>
 struct Operand<BFloat16> {
   using Type = __m512i;
@@ -24,7 +17,8 @@ struct Operand<BFloat16> {
     __builtin_memcpy(&pair, p, sizeof pair);
     return _mm512_set1_epi32(pair);
   }
-  static Type broadcast_last(const BFloat16* p) { return _mm512_set1_epi32(p->bits); }
+  static Type broadcast(const BFloat16* p, int64_t) { return _mm512_set1_epi32(p->bits); }
+  static Vec add(Vec a, Vec b) { return HSCC_ISA::add(a, b); }
   static Vec lanes(Type a) { return _mm512_castsi512_ps(a); }
   static Type from_lanes(Vec a) { return _mm512_castps_si512(a); }
   static Vec dot(Type a, Type b, Vec sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }

@@ -26,13 +26,15 @@ class Arena {
 
 template <typename T>
 struct Buffers {
+  using Out = typename Beside<T>::Type;
   const T** pointers = nullptr;
   Segment *segments = nullptr, *inside = nullptr;
   Run* runs = nullptr;
-  T *zeros = nullptr, *packed = nullptr, *y;
-  float *z = nullptr, *panels = nullptr, *bias;
-  typename SecondStage<T>::Z* packed_z = nullptr;
-  int32_t* inverse;
+  T *zeros = nullptr, *packed = nullptr, *rows = nullptr;
+  Out* y;
+  float *z = nullptr, *panels = nullptr, *bias, *scales[2] = {}, *offsets[2] = {};
+  typename SecondStage<Out>::Z* packed_z = nullptr;
+  int32_t *inverse, *order = nullptr;
 
   Buffers(Arena& arena, const PlanView& plan, int64_t max_rows, int64_t max_panels) {
     if (max_rows > 0) {  // without rows no patch is read, and nothing bounds the size of one
@@ -43,11 +45,21 @@ struct Buffers {
       runs = arena.take<Run>(plan.geometry.kernel_w);
       zeros = arena.take<T>(plan.geometry.kernel_w * plan.in_channels);
       z = arena.take<float>(kTile * padded(max_rows));
-      if (SecondStage<T>::kPacks) packed_z = arena.take<typename SecondStage<T>::Z>(kTile * padded(max_rows));
+      if (SecondStage<Out>::kPacks) packed_z = arena.take<typename SecondStage<Out>::Z>(kTile * padded(max_rows));
       panels = arena.take<float>(max_panels);
+      if (kQuantised<T>) {
+        for (int i = 0; i < 2; ++i) {
+          scales[i] = arena.take<float>(padded(max_rows) * kPositions);
+          offsets[i] = arena.take<float>(padded(max_rows) * kPositions);
+        }
+      }
+      if (kWidens<T>) {
+        rows = arena.take<T>(max_rows * plan.patch);
+        order = arena.take<int32_t>(max_rows);
+      }
       if (packs(plan)) packed = arena.take<T>(kPositions * packed_length(plan));
     }
-    y = arena.take<T>(kTile * plan.out_channels);
+    y = arena.take<Out>(kTile * plan.out_channels);
     bias = arena.take<float>(plan.out_channels);
     inverse = arena.take<int32_t>(plan.out_channels);
   }

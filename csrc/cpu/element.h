@@ -33,4 +33,22 @@ inline void put(BFloat16* p, float a) {
   p->bits = uint16_t(a != a ? (bits >> 16) | 0x40 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// What U, bias and outputs hold beside x and V of T.
+template <typename T>
+struct Beside {
+  using Type = T;
+};
+template <>
+struct Beside<Byte> {
+  using Type = float;
+};
+template <>
+struct Beside<Word> {
+  using Type = float;
+};
+template <typename T>
+constexpr bool kQuantised = sizeof(T) != sizeof(typename Beside<T>::Type);
+template <typename T>
+constexpr bool kWidens = kQuantised<T> && sizeof(T) > 1;  // rows of V, which hold int8
+
 }  // namespace hscc::cpu::HSCC_ISA

@@ -11,37 +11,37 @@ namespace hscc::cpu::HSCC_ISA {
 
 // Sums the lanes of acc[i] into lane i, for up to kLanes of them: a tree that folds pairs at distance 1, 2, 4, ...
 // The order of the additions is the same for every count, so that no result depends on how work was cut into tiles.
-template <int kDistance, int kCount>
+template <typename T, int kDistance, int kCount>
 inline Vec merge(Vec* acc) {
   if constexpr (kDistance == kLanes)
     return acc[0];
   else {
 #pragma GCC unroll 16
-    for (int i = 0; i < kCount; i += 2) acc[i / 2] = fold<kDistance>(acc[i], acc[i + 1 < kCount ? i + 1 : i]);
-    return merge<2 * kDistance, (kCount + 1) / 2>(acc);
+    for (int i = 0; i < kCount; i += 2)
+      acc[i / 2] = fold<kDistance>(acc[i], acc[i + 1 < kCount ? i + 1 : i], Operand<T>::add);
+    return merge<T, 2 * kDistance, (kCount + 1) / 2>(acc);
   }
 }
 
 // out[i] = the sum of the lanes of acc[i]. Destroys acc.
-template <int kCount>
+template <typename T, int kCount>
 inline void reduce(Vec* acc, float* out) {
   constexpr int kGroup = kCount < kLanes ? kCount : kLanes;
-  store(out, merge<1, kGroup>(acc), kGroup);
-  if constexpr (kCount > kLanes) reduce<kCount - kLanes>(acc + kLanes, out + kLanes);
+  store(out, merge<T, 1, kGroup>(acc), kGroup);
+  if constexpr (kCount > kLanes) reduce<T, kCount - kLanes>(acc + kLanes, out + kLanes);
 }
 
-// What comes next, to be fetched into the second-level cache ``step`` numbers at a time: pixels and outputs of large
+// What comes next, to be fetched into the second-level cache ``step`` bytes at a time: pixels and outputs of large
 // maps; rows, since V outgrows that cache where every region has its own and comes from the third level once a tile.
-template <typename T>
 struct Ahead {
-  const T* next;
+  const char* next;
   int64_t step;
 };
 
 // Adds to acc[n][m] row n . patch m over one segment, for the first kValid patches of a block.
 template <typename T, int M, int N, int kValid>
 [[gnu::always_inline]] inline void dot_segment(Vec* acc, const T* const* v, const T* const* patch, int64_t length,
-                                               Ahead<T>& ahead) {
+                                               Ahead& ahead) {
   const auto step = [&](int64_t k, auto... count) __attribute__((always_inline)) {
     typename Operand<T>::Type b[N];
 #pragma GCC unroll 8
@@ -66,7 +66,7 @@ template <typename T, int M, int N, int kValid>
 // The same for a number of patches that is known later.
 template <typename T, int M, int N, int kValid = M>
 [[gnu::always_inline]] inline void dot_valid(int64_t valid, Vec* acc, const T* const* v, const T* const* patch,
-                                             int64_t length, Ahead<T>& ahead) {
+                                             int64_t length, Ahead& ahead) {
   if constexpr (kValid > 1) {
     if (valid < kValid) return dot_valid<T, M, N, kValid - 1>(valid, acc, v, patch, length, ahead);
   }
@@ -75,7 +75,7 @@ template <typename T, int M, int N, int kValid = M>
 
 // z[n][m] = row n . patch m of a block; ``kCounted``: only the valid patches of each segment.
 template <typename T, bool kCounted, int M, int N>
-void dot_block(const Block<T>& block, const T* const* rows, float* z, Ahead<T> ahead) {
+void dot_block(const Block<T>& block, const T* const* rows, float* z, Ahead ahead) {
   Vec acc[N * M];
 #pragma GCC unroll 32
   for (int i = 0; i < N * M; ++i) acc[i] = zero();
@@ -93,11 +93,11 @@ void dot_block(const Block<T>& block, const T* const* rows, float* z, Ahead<T> a
       dot_segment<T, M, N, M>(acc, v, patch, segment->length, ahead);
     }
   }
-  reduce<N * M>(acc, z);
+  reduce<T, N * M>(acc, z);
 }
 
 template <typename T>
-using DotBlock = void (*)(const Block<T>&, const T* const* rows, float* z, Ahead<T> ahead);
+using DotBlock = void (*)(const Block<T>&, const T* const* rows, float* z, Ahead ahead);
 
 template <typename T, bool kCounted, int M = kPositions, int N = kRows>
 constexpr DotBlock<T> select_dot_block(int positions, int rows) {

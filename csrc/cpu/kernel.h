@@ -48,4 +48,13 @@ struct Kernels {
 };
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512bf16;
 
+// The same of an int8 call, which multiplies Byte where no number of V is too large for that, else Word.
+struct Int8Kernels {
+  bool (*needs_words)(const int8_t* v, int64_t count);
+  void (*quantise)(const Quantisation&, const float* x, void* to, int64_t begin, int64_t end);
+  void (*widen)(const Quantisation&, const uint8_t* x, void* to, int64_t begin, int64_t end);
+  void (*convolve)(const PlanView&, const Span*, int64_t span_count);
+};
+extern const Int8Kernels int8_portable, int8_avx2, int8_avxvnni, int8_avx512, int8_avx512vnni;
+
 }  // namespace hscc::cpu

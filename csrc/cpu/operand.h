@@ -13,9 +13,10 @@ struct Operand {
   static constexpr int kCount = kLanes;  // numbers in one
   static constexpr int kALane = kCount / kLanes;
   static Type load(const T* p) { return HSCC_ISA::load(p); }
-  static Type load(const T* p, int64_t n) { return HSCC_ISA::load(p, n); }   // zeros from n on
-  static Type broadcast(const T* p) { return HSCC_ISA::broadcast(p); }       // kALane numbers into each lane
-  static Type broadcast_last(const T* p) { return HSCC_ISA::broadcast(p); }  // one, the end of a patch
+  static Type load(const T* p, int64_t n) { return HSCC_ISA::load(p, n); }       // zeros from n on
+  static Type broadcast(const T* p) { return HSCC_ISA::broadcast(p); }           // kALane numbers into each lane
+  static Type broadcast(const T* p, int64_t) { return HSCC_ISA::broadcast(p); }  // fewer, the end of a patch
+  static Vec add(Vec a, Vec b) { return HSCC_ISA::add(a, b); }
   static Vec dot(Type a, Type b, Vec sum) { return fma(a, b, sum); }
   static Vec lanes(Type a) { return a; }
   static Type from_lanes(Vec a) { return a; }

@@ -40,7 +40,13 @@ struct Run {
 
 template <typename T>
 inline void copy(T* to, const T* from, auto... count) {
-  store(to, load(from, count...), count...);
+  if constexpr (!kQuantised<T>) {
+    store(to, load(from, count...), count...);
+  } else if constexpr (sizeof...(count) == 0) {
+    __builtin_memcpy(to, from, kLanes * sizeof(T));
+  } else {
+    for (int64_t i = 0; i < (count, ...); ++i) to[i] = from[i];
+  }
 }
 
 template <typename T>
@@ -59,11 +65,6 @@ template <typename T, int N>
   }
 }
 
-template <typename T>
-[[gnu::always_inline]] inline void fill(T* to, int64_t n) {
-  for (int64_t k = 0; k < n; k += kLanes) store(to + k, zero(), smaller(n - k, kLanes));
-}
-
 inline int64_t packed_length(const PlanView& plan) {
   return (ceil_div(plan.patch, kLanes) + 1) * kLanes;
 }
@@ -74,8 +75,11 @@ inline bool packs(const PlanView& plan) {
 
 template <typename T>
 class PatchBuilder {
+  using Out = typename Beside<T>::Type;
+
  public:
-  // Memory for ``taps`` segments and ``kernel_w`` runs; without rows none, as no patch is ever read.
+  // Memory for ``taps`` segments and ``kernel_w`` runs; without rows none, as no patch is ever read. ``zeros`` are what
+  // stands for 0 in x.
   PatchBuilder(const PlanView& plan, const T* zeros, Segment* inside, Run* runs)
       : plan_(plan),
         x_(static_cast<const T*>(plan.x)),
@@ -84,6 +88,7 @@ class PatchBuilder {
         whole_{0, plan.patch, 0, kPositions},
         inside_(inside),
         runs_(runs),
+        leaves_out_(!kQuantised<T> || kWidens<T> || plan.quantisation.zero_point == 0),
         locator_(plan) {
     row_step_ = plan.width * plan.in_channels;
     if (inside == nullptr) return;
@@ -151,10 +156,10 @@ class PatchBuilder {
 
   // ``own`` and ``pointers`` are memory for a border block: as many segments as the kernel has taps. Its patches may
   // change places, and their outputs with them.
-  void build(Block<T>& block, Corners<T>& corners, T** out, Segment* own, const T** pointers) {
+  void build(Block<T>& block, Corners<T>& corners, Out** out, Segment* own, const T** pointers) {
     const uint32_t all = (1u << block.positions) - 1;
     const bool inside = (locator_.inside_mask(corners, block.first) & all) == all;
-    block.counted = !inside && g_.kernel_w * plan_.in_channels >= kLongRun;
+    block.counted = leaves_out_ && !inside && g_.kernel_w * plan_.in_channels >= kLongRun;
     if (inside) {
       block.segments = inside_;
       block.segment_count = inside_count_;
@@ -170,8 +175,16 @@ class PatchBuilder {
   }
 
  private:
+  [[gnu::always_inline]] void fill(T* to, int64_t n) const {
+    if constexpr (kQuantised<T>) {
+      copy_run(to, zeros_, n);
+    } else {
+      for (int64_t k = 0; k < n; k += kLanes) store(to + k, zero(), smaller(n - k, kLanes));
+    }
+  }
+
   // Those patches last that hang over the border most, so that what they have outside the image is left out by count.
-  void sort(const Block<T>& block, Corners<T>& corners, T** out) const {
+  void sort(const Block<T>& block, Corners<T>& corners, Out** out) const {
     const int64_t extent_h = (g_.kernel_h - 1) * g_.dilation_h + 1, extent_w = (g_.kernel_w - 1) * g_.dilation_w + 1;
     int32_t *top = corners.top + block.first, *left = corners.left + block.first;
     int64_t over[kSlots];
@@ -210,8 +223,8 @@ class PatchBuilder {
       const uint32_t row_valid = all & below(top, int32_t(i * g_.dilation_h), int32_t(plan_.height));
       for (const Run* run = runs_; run != end; ++run) {
         const uint32_t valid = row_valid & run->valid;
-        if (valid == 0) continue;
-        segments[count] = {v_offset + run->v_offset, run->length, 0, 32 - __builtin_clz(valid)};
+        if (valid == 0 && leaves_out_) continue;
+        segments[count] = {v_offset + run->v_offset, run->length, 0, 32 - __builtin_clz(valid | 1)};
         point(corners.offset + block.first, x_offset + run->x_offset, valid, pointers + count * kSlots);
         ++count;
       }
@@ -232,6 +245,7 @@ class PatchBuilder {
   const Segment whole_;
   Segment* inside_;  // those of every patch inside the image
   Run* runs_;
+  const bool leaves_out_;  // zeros, as they are 0 in x, too
   const Locator<T> locator_;
   int64_t row_step_, inside_count_ = 0;
 };

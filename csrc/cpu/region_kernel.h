@@ -3,20 +3,24 @@
 
 #include "block_kernels.h"
 #include "buffers.h"
+#include "row_scales.h"
 
 namespace hscc::cpu::HSCC_ISA {
 
 template <typename T>
 class RegionKernel {
+  using Out = typename Beside<T>::Type;
+
  public:
   RegionKernel(const PlanView& plan, const Buffers<T>& buffers, PatchBuilder<T>& patches)
       : plan_(plan),
         v_(static_cast<const T*>(plan.v)),
-        u_(static_cast<const T*>(plan.u)),
+        u_(static_cast<const Out*>(plan.u)),
         b_(buffers),
         patches_(patches),
-        whole_lines_(SecondStage<T>::kChannels * sizeof(T) == kLine &&
-                     plan.out_channels % SecondStage<T>::kChannels == 0 &&
+        scales_(plan, buffers.scales, buffers.offsets),
+        whole_lines_(SecondStage<Out>::kChannels * sizeof(Out) == kLine &&
+                     plan.out_channels % SecondStage<Out>::kChannels == 0 &&
                      reinterpret_cast<uintptr_t>(plan.out) % kLine == 0) {
     for (int64_t m = 0; m < kTile; ++m) in_order_[m] = b_.y + m * plan.out_channels;
   }
@@ -35,7 +39,7 @@ class RegionKernel {
   }
 
  private:
-  static constexpr bool kGathers = sizeof(T) == sizeof(float);  // whether vectors put channels in order
+  static constexpr bool kGathers = sizeof(Out) == sizeof(float);  // whether vectors put channels in order
 
   // Rows as the first stage wants them; bias in the clusters' order; whether each cluster's channels are neighbours,
   // and if not, where each channel is; whether outputs are streamed, or fetched under panels.
@@ -45,18 +49,20 @@ class RegionKernel {
     in_panels_ = wants_panels<T>(plan_, item);
     copied_ = b_.packed != nullptr && (!in_panels_ || splits_lanes<T>(plan_));
     z_stride_ = padded(item.row_count);
+    take_rows(item);
     if (in_panels_) {
       const Parts panels(z_stride_ / kLanes, kVectors);
-      fill_panels(v_, plan_.rows + item.row_start, item.row_count, plan_.patch, panels, b_.panels);
+      fill_panels(v_, rows_, item.row_count, plan_.patch, panels, b_.panels);
     }
     const int32_t* order = plan_.channels + item.region * plan_.out_channels;
-    const T* bias = plan_.bias ? static_cast<const T*>(plan_.bias) + item.region * plan_.bias_region_stride : nullptr;
+    const Out* bias =
+        plan_.bias ? static_cast<const Out*>(plan_.bias) + item.region * plan_.bias_region_stride : nullptr;
     int32_t moved = 0, broken = 0;
     for (int32_t k = 0; k < item.cluster_count; ++k) {
       const ClusterItem& c = plan_.clusters[item.cluster_start + k];
       const int32_t* channels = order + c.channel_start;
       for (int32_t i = 1; i < c.channel_count; ++i) moved |= channels[i] ^ (channels[0] + i);
-      broken |= (c.channel_count > 0 ? channels[0] | c.channel_count : 0) % SecondStage<T>::kChannels;
+      broken |= (c.channel_count > 0 ? channels[0] | c.channel_count : 0) % SecondStage<Out>::kChannels;
     }
     permuted_ = moved != 0;
     target_ = permuted_ ? in_order_ : out_;
@@ -70,6 +76,17 @@ class RegionKernel {
     for (int64_t c = 0; c < plan_.out_channels; ++c) b_.bias[c] = bias ? get(bias + order[c] * stride) : 0;
   }
 
+  // The item's rows of V by number: as they are, or widened.
+  void take_rows(const WorkItem& item) {
+    rows_ = plan_.rows + item.row_start;
+    if constexpr (kQuantised<T>) scales_.take(rows_, item.row_count, in_panels_);
+    if constexpr (kWidens<T>) {
+      widen_rows(static_cast<const int8_t*>(plan_.v), rows_, item.row_count, plan_.patch, b_.rows);
+      for (int32_t r = 0; r < item.row_count; ++r) b_.order[r] = r;
+      v_ = b_.rows, rows_ = b_.order;
+    }
+  }
+
   void run_tile(int64_t begin, int64_t end) {
     locate(begin, end);
     first_stage();
@@ -81,9 +98,10 @@ class RegionKernel {
 
   // Panels are filled at once, without work to wait under.
   [[gnu::always_inline]] void prefetch_all_rows(const WorkItem& item) const {
+    const int64_t length = plan_.patch * (kWidens<T> ? 1 : sizeof(T));
     for (int32_t r = 0; r < item.row_count; ++r) {
-      const T* row = v_ + plan_.rows[item.row_start + r] * plan_.patch;
-      for (int64_t k = 0; k < plan_.patch; k += 64 / sizeof(T)) __builtin_prefetch(row + k, 0, 2);
+      const char* row = static_cast<const char*>(plan_.v) + plan_.rows[item.row_start + r] * length;
+      for (int64_t k = 0; k < length; k += 64) __builtin_prefetch(row + k, 0, 2);
     }
   }
 
@@ -95,7 +113,7 @@ class RegionKernel {
       const int32_t* positions = plan_.positions + item_->position_start + i;
       const int64_t count = smaller(item_->position_count - i, end - begin - m);
       for (int64_t k = 0; k < count; ++k) {
-        out_[m + k] = static_cast<T*>(plan_.out) + image * image_size + positions[k] * plan_.out_channels;
+        out_[m + k] = static_cast<Out*>(plan_.out) + image * image_size + positions[k] * plan_.out_channels;
       }
       if (item_->row_count > 0) patches_.locate(image, positions, count, corners_, m);
       m += count;
@@ -120,17 +138,20 @@ class RegionKernel {
   // Blocks stream through the rows that are in the first-level cache; rows stream through a block copied there.
   void first_stage() {
     const Parts parts = in_panels_ ? Parts(z_stride_ / kLanes, kVectors) : Parts(item_->row_count, kRows);
-    if (!copied_) return multiply(parts, 0, block_count_);
-    for (int b = 0; b < block_count_ && parts.count > 0; ++b) {
+    if (!copied_) multiply(parts, 0, block_count_);
+    for (int b = 0; b < block_count_ && copied_ && parts.count > 0; ++b) {
       if (!streams_) prefetch_outputs(blocks_[b]);
       patches_.pack(blocks_[b], corners_, b_.packed, b_.pointers);
       multiply(parts, b, b + 1);
+    }
+    if constexpr (kQuantised<T>) {
+      for (int b = 0; b < block_count_; ++b) scales_.apply(z(blocks_[b], 0), blocks_[b].positions);
     }
   }
 
   [[gnu::always_inline]] void prefetch_outputs(const Block<T>& block) const {
     for (int m = block.first; m < block.first + block.positions; ++m) {
-      for (int64_t c = 0; c < plan_.out_channels; c += 64 / sizeof(T)) __builtin_prefetch(out_[m] + c, 0, 2);
+      for (int64_t c = 0; c < plan_.out_channels; c += 64 / sizeof(Out)) __builtin_prefetch(out_[m] + c, 0, 2);
     }
   }
 
@@ -155,7 +176,7 @@ class RegionKernel {
   }
 
   void dot(const Parts& parts, int64_t r, int first, int last) {
-    const int32_t* order = plan_.rows + item_->row_start;
+    const int32_t* order = rows_;
     const int64_t begin = parts.begin(r), count = parts.begin(r + 1) - begin;
     const T* rows[kRows];
     for (int64_t n = 0; n < count; ++n) rows[n] = v_ + order[begin + n] * plan_.patch;
@@ -171,12 +192,15 @@ class RegionKernel {
     const int64_t numbers = pixels      ? kPositions * plan_.geometry.stride_w * plan_.in_channels
                             : left == 0 ? kPositions * plan_.out_channels
                                         : share;
-    const auto step = int64_t(double(numbers) * step_share_) + 1;
+    const int64_t width = left == 0 && !pixels ? sizeof(Out) : sizeof(T);  // bytes of each
+    const int64_t step = (int64_t(double(numbers) * step_share_) + 1) * width;
     for (int b = first; b < last; ++b, next += share) {
       const Block<T>& block = blocks_[b];
       const int64_t i = next_.begin + block.first;
-      const T* ahead = pixels && i < next_.end ? new_row(i, row) : left == 0 ? out_[block.first] : next;
-      HSCC_ISA::dot<T>(block, int(count), rows, z(block, begin), Ahead<T>{ahead, step});
+      const void* ahead = next;
+      if (left == 0) ahead = out_[block.first];
+      if (pixels && i < next_.end) ahead = new_row(i, row);
+      HSCC_ISA::dot<T>(block, int(count), rows, z(block, begin), Ahead{static_cast<const char*>(ahead), step});
     }
   }
 
@@ -196,12 +220,12 @@ class RegionKernel {
       if (c.channel_count == 0) continue;
       const int64_t offset = permuted_ ? c.channel_start : order[c.channel_start];
       const bool dense = c.u_start == kDense;
-      const Cluster<T> cluster{dense ? nullptr : u_ + c.u_start,
-                               b_.bias + c.channel_start,
-                               c.rank,
-                               c.channel_count,
-                               plan_.relu,
-                               streams_ && !permuted_};
+      const Cluster<Out> cluster{dense ? nullptr : u_ + c.u_start,
+                                 b_.bias + c.channel_start,
+                                 c.rank,
+                                 c.channel_count,
+                                 plan_.relu,
+                                 streams_ && !permuted_};
       if (dense) {
         for (int b = 0; b < block_count_; ++b) {
           const Block<T>& block = blocks_[b];
@@ -210,22 +234,22 @@ class RegionKernel {
         }
         continue;
       }
-      const typename SecondStage<T>::Z* operands[kMaxBlocks];
+      const typename SecondStage<Out>::Z* operands[kMaxBlocks];
       for (int b = 0; b < block_count_; ++b) {
         const Block<T>& block = blocks_[b];
-        operands[b] = SecondStage<T>::pack(z(block, c.row_start), z_stride_, in_panels_, c.rank, block.positions,
-                                           b_.packed_z + block.first * z_stride_);
+        operands[b] = SecondStage<Out>::pack(z(block, c.row_start), z_stride_, in_panels_, c.rank, block.positions,
+                                             b_.packed_z + block.first * z_stride_);
       }
-      const Parts panels(ceil_div(c.channel_count, SecondStage<T>::kChannels), SecondStage<T>::kMost);
+      const Parts panels(ceil_div(c.channel_count, SecondStage<Out>::kChannels), SecondStage<Out>::kMost);
       for (int b = 0; b < block_count_; ++b) expand(cluster, panels, blocks_[b], operands[b], offset);
     }
   }
 
   // ``panels`` come from outside, as finding them takes a division, and blocks are small.
-  void expand(Cluster<T> cluster, const Parts& panels, const Block<T>& block, const typename SecondStage<T>::Z* z,
+  void expand(Cluster<Out> cluster, const Parts& panels, const Block<T>& block, const typename SecondStage<Out>::Z* z,
               int64_t offset) {
-    constexpr int kChannels = SecondStage<T>::kChannels;
-    const T* u = cluster.u;
+    constexpr int kChannels = SecondStage<Out>::kChannels;
+    const Out* u = cluster.u;
     const float* bias = cluster.bias;
     for (int64_t i = 0; i < panels.count; ++i) {
       const int64_t vectors = panels.begin(i + 1) - panels.begin(i), start = panels.begin(i) * kChannels;
@@ -233,11 +257,11 @@ class RegionKernel {
       cluster.u = u + start;
       cluster.bias = bias + start;
       if (in_panels_) {
-        HSCC_ISA::expand<T, true>(block.positions, int(vectors), cluster, z, z_stride_, target_ + block.first,
-                                  offset + start, last);
+        HSCC_ISA::expand<Out, true>(block.positions, int(vectors), cluster, z, z_stride_, target_ + block.first,
+                                    offset + start, last);
       } else {
-        HSCC_ISA::expand<T, false>(block.positions, int(vectors), cluster, z, z_stride_, target_ + block.first,
-                                   offset + start, last);
+        HSCC_ISA::expand<Out, false>(block.positions, int(vectors), cluster, z, z_stride_, target_ + block.first,
+                                     offset + start, last);
       }
     }
   }
@@ -257,9 +281,12 @@ class RegionKernel {
   }
 
   const PlanView& plan_;
-  const T *v_, *u_;
+  const T* v_;
+  const int32_t* rows_ = nullptr;  // numbers of the item's rows in v_
+  const Out* u_;
   const Buffers<T>& b_;
   PatchBuilder<T>& patches_;
+  RowScales<T> scales_;
   const WorkItem* item_ = nullptr;
   bool permuted_ = false, in_panels_ = false, copied_ = false, streams_ = false, fetches_ = false;
   const bool prefetch_rows_ = prefetch_rows(), whole_lines_;
@@ -270,9 +297,9 @@ class RegionKernel {
   int block_count_ = 0;
   Corners<T> corners_{};
   Block<T> blocks_[kMaxBlocks];
-  T* out_[kTile];
-  T* in_order_[kTile];          // rows of y, where clusters mix channels
-  T* const* target_ = nullptr;  // the one or the other
+  Out* out_[kTile];
+  Out* in_order_[kTile];          // rows of y, where clusters mix channels
+  Out* const* target_ = nullptr;  // the one or the other
 };
 
 template <typename T>
@@ -287,7 +314,10 @@ void run_as(const PlanView& plan, const Span* spans, int64_t span_count) {
   Buffers<T>(measure, plan, max_rows, max_panels);
   Arena arena(thread_scratch(measure.used()));
   const Buffers<T> buffers(arena, plan, max_rows, max_panels);
-  if (max_rows > 0) __builtin_memset(buffers.zeros, 0, size_t(plan.geometry.kernel_w * plan.in_channels) * sizeof(T));
+  if (max_rows > 0) {
+    const int zero = kQuantised<T> && !kWidens<T> ? plan.quantisation.zero_point : 0;
+    __builtin_memset(buffers.zeros, zero, size_t(plan.geometry.kernel_w * plan.in_channels) * sizeof(T));
+  }
   PatchBuilder<T> patches(plan, buffers.zeros, buffers.inside, buffers.runs);
   RegionKernel<T> kernel(plan, buffers, patches);
   for (int64_t s = 0; s < span_count; ++s) kernel.run(spans[s], s + 1 < span_count ? spans[s + 1] : Span{});

@@ -101,13 +101,13 @@ void panel_block(const Block<T>& block, const float* panel, float* z, int64_t st
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) patch[m] = x[m] + segment->x_offset;
     const float* v = panel + segment->v_offset / Of::kALane * (N * kLanes);
-    const auto step = [&](int i, auto broadcast) __attribute__((always_inline)) {
+    const auto step = [&](int i, auto... count) __attribute__((always_inline)) {
       typename Of::Type b[N];
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) b[n] = Of::from_lanes(load(v + (i * N + n) * kLanes));
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const typename Of::Type a = broadcast(patch[m] + i * Of::kALane);
+        const typename Of::Type a = Of::broadcast(patch[m] + i * Of::kALane, count...);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
           Vec& sum = acc[i % kChains][m * N + n];
@@ -123,26 +123,24 @@ void panel_block(const Block<T>& block, const float* panel, float* z, int64_t st
       }
       v += steps * N * kLanes;
     };
-    constexpr auto several = [](const T* p) __attribute__((always_inline)) { return Of::broadcast(p); };
-    constexpr auto one = [](const T* p) __attribute__((always_inline)) { return Of::broadcast_last(p); };
     int64_t left = segment->length;
     for (; left >= kSteps * Of::kALane; left -= kSteps * Of::kALane) {
 #pragma GCC unroll 2
-      for (int i = 0; i < kSteps; ++i) step(i, several);
+      for (int i = 0; i < kSteps; ++i) step(i);
       advance(kSteps);
     }
     for (; left >= Of::kALane; left -= Of::kALane) {
-      step(0, several);
+      step(0);
       advance(1);
     }
-    if (left > 0) step(0, one);
+    if (left > 0) step(0, left);
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       Vec sum = acc[0][m * N + n];
-      if constexpr (kChains > 1) sum = add(sum, acc[1][m * N + n]);
+      if constexpr (kChains > 1) sum = Of::add(sum, acc[1][m * N + n]);
       store(z + m * stride + n * kLanes, sum);
     }
   }

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from ..arguments import check
-from ..plan import DENSE, ClusterItem, PackedPlan
+from ..plan import DENSE, ClusterItem, PackedPlan, sized
 from . import autotune
 from .configs import TALLEST, Chip, Config, Problem
 from .kernel import lowrank_conv2d_kernel
@@ -48,7 +48,8 @@ def lowrank_conv2d(
     A plan's first call reads its index tensors, later ones no tensor.
     """
     check(x, bias, v, u, positions, rows, channels, work, clusters, sizes, activation)
-    out_size = tuple(sizes[-2:])
+    sizes = sized(sizes, x)
+    out_size = sizes[-2:]
     size = (x.shape[0], channels.shape[1], *out_size)
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel() == 0:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import flop_registry
 import hscc_kernels  # noqa: F401  (registers the ops)
 from hscc_kernels import explain, lowrank_conv2d
 from hscc_kernels.dispatch import BACKENDS
-from hscc_kernels.testing import CASES, make_inputs, plain
+from hscc_kernels.testing import CASES, INT8, make_inputs, make_int8_inputs, plain
 
 CHOSEN = [case for case in CASES if case.name in ("clusters", "dense", "no bias", "one bias", "batch 0", "all rank 0")]
 AVAILABLE = {b.name for b in BACKENDS if explain(torch.empty(0))[b.name] is None}
@@ -31,6 +31,10 @@ def samples(op: str):
         if op == "lowrank_conv2d_backward":
             y = plain(x, plan, bias, case.activation)
             yield (y, y, x, *plan, case.activation, [True, True, False, True])
+        elif op.startswith("lowrank_conv2d_int8_"):
+            x, plan, bias = make_int8_inputs(case, INT8[1])
+            yield (x, bias, *plan, case.activation)
+            yield (x.abs().to(torch.uint8), bias, *plan, case.activation)
         elif op.startswith("lowrank_conv2d_"):
             yield (x, bias, *plan, case.activation)
             x, v, u = (t.clone().requires_grad_() for t in (x, plan.v, plan.u))
@@ -46,7 +50,7 @@ def samples(op: str):
 
 @pytest.mark.parametrize("op", all_ops())
 def test_opcheck(op: str) -> None:
-    backend = op.removeprefix("lowrank_conv2d_").removeprefix("project_")
+    backend = op.removeprefix("lowrank_conv2d_").removeprefix("int8_").removeprefix("project_")
     if backend in {b.name for b in BACKENDS} - AVAILABLE:
         pytest.skip(f"backend {backend} cannot run here: {explain(torch.empty(0))[backend]}")
     options = {"test_utils": "test_schema"} if op == "_build_info" else {}  # a text: there are no tensors to compare
