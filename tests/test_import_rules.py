@@ -17,8 +17,9 @@ from docs import rooms
 PACKAGES = {p.__name__: Path(p.__file__).parent for p in (hscc, hscc_kernels)}
 BELOW = {"config", "report", "progress", "nn", "hscc_kernels"}
 ROOMS = {
+    "quantize": {"fit", "observe", "nn", "tables"},
     "app": {"serving", "exports", "guard", "study", "compress", "fit", "search", "io", "data", "evaluation", *BELOW},
-    "compress": {"tolerance", "fitted", "calibrated", *BELOW},
+    "compress": {"tolerance", "quantize", "fitted", "calibrated", *BELOW},
     "serving": {"guard", "io", "data", "nn", "hscc_kernels"},
     "exports": {"io", "data", "nn", "hscc_kernels"},
     "guard": {"observe", "nn"},
@@ -42,14 +43,17 @@ KERNELS = {
     "plan": set(),
     "_extension": set(),
     "reference": {"plan"},
+    "reference_int8": {"plan", "reference"},
+    "int8_plan": {"arguments", "plan"},
+    "functional_int8": {"arguments", "dispatch", "int8_plan", "ops"},
     "arguments": {"plan"},
     "backward": {"plan", "reference"},
     "flops": {"plan"},
-    "ops": {"_extension", "arguments", "backward", "flops", "plan", "reference", "triton_kernels"},
+    "ops": {"_extension", "arguments", "backward", "flops", "plan", "reference", "reference_int8", "triton_kernels"},
     "dispatch": {"_extension", "errors"},
     "functional": {"arguments", "dispatch", "ops", "plan"},
     "projection": {"dispatch", "ops"},
-    "testing": {"reference", "plan"},
+    "testing": {"reference", "reference_int8", "int8_plan", "plan"},
 }
 
 
@@ -140,7 +144,7 @@ def test_a_loaded_model_needs_little(tmp_path: Path) -> None:
         "heavy = {'sklearn', 'scipy', 'matplotlib', 'triton', 'typer', 'PIL'} & set(sys.modules)\n"
         "print(sorted(heavy), *sorted(m for m in sys.modules if m.startswith('hscc.')))"
     )
-    files = ["chain", "conv2d", "effective", "forms", "padding", "projection", "surgery"]
+    files = ["chain", "conv2d", "effective", "forms", "int8", "padding", "projection", "surgery"]
     layers = " ".join(f"hscc.nn.{file}" for file in files)
     assert run(code).strip() == f"[] hscc._version hscc.io hscc.io.checkpoint hscc.nn {layers} hscc.report"
 

@@ -11,6 +11,7 @@ from .examples import EXAMPLES
 
 TITLES = {
     "hscc": "hscc",
+    "hscc_int8": "hscc, int8",
     "hscc_no_squeeze": "hscc, inputs not squeezed",
     "hscc_one_region": "hscc, one region and cluster",
     "paper": "the paper's reading: weight SVD, 2 x 2 grid, 4 clusters",

@@ -32,6 +32,7 @@ BATCH = 32
 WEIGHT = {"factorization": "weight"}
 METHODS = {
     "hscc": {},
+    "hscc_int8": {"dtype": "int8"},
     "hscc_no_squeeze": {"squeeze": False},
     "hscc_one_region": {"region_method": "none", "clusters": 1},
     "paper": {**WEIGHT, "regions": 4, "region_method": "grid", "clusters": 4, "reconstruction": "independent"},

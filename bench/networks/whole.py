@@ -1,6 +1,6 @@
 """Times whole networks that people use, dense in every runtime, in 8 bits, and compressed, all in turn in one run.
 
-``python -m bench.networks.whole --model resnet50 --reduction 3 --threads 1 --batch 1 --rounds 9 --json out.json``
+``python -m bench.networks.whole --model resnet50 --reduction 3 --int8 --threads 1 --rounds 9 --json out.json``
 
 Weights of the large networks are random and their images made up: times and FLOPs are a trained network's, accuracies
 are not; the networks of examples/ are trained and see their own images. "error" is relative, of outputs against dense
@@ -33,7 +33,7 @@ from ..kernels.peers import EAGER, Bound, runtimes, torch_calls
 from ..timing import commit, header, interleaved, keep_freed_memory, ratio
 from .calibration import measured
 from .calibration import told as told_cost
-from .correctness import references
+from .correctness import in_int8, int8_ratio, int8_references, references
 from .int8 import HAS_EXPORT, exported, int8_peers
 from .models import MODELS, settled
 from .times import aot, own_calls
@@ -80,8 +80,13 @@ def ready(model: nn.Module) -> nn.Module:
     return model.eval().to(memory_format=torch.channels_last)
 
 
-def compressed(dense: nn.Module, images: Tensor, config: hscc.Config, file: Path) -> tuple[nn.Module, dict]:
-    """The compressed network, ready, and what it is; from the file if that holds it, else made and written there."""
+def compressed(
+    dense: nn.Module, images: Tensor, config: hscc.Config, file: Path, int8: bool = False
+) -> tuple[nn.Module, dict]:
+    """The compressed network, ready, and what it is; from the file if that holds it, else made and written there.
+
+    In ``int8`` it is quantised after that, with the same images.
+    """
     model, settings = copy.deepcopy(dense), {"bench.config": config.to_json(), "bench.images": str(len(images))}
     known = read_metadata(file) if file.is_file() else {}
     if settings.items() <= known.items():
@@ -92,6 +97,9 @@ def compressed(dense: nn.Module, images: Tensor, config: hscc.Config, file: Path
         file.parent.mkdir(parents=True, exist_ok=True)
         known = {**settings, "bench.commit": commit(), "bench.cost": json.dumps(cost)}
         hscc.save(model, file, report=report, metadata=known)
+    if int8:
+        report_int8 = hscc.quantize_(model, images.split(8))
+        print(f"{file.stem}: in int8, {len(report_int8.stays)} of {len(report_int8.errors)} layers stay", flush=True)
     with torch.no_grad():  # the gate before the times knows the model as it then is
         before, after = model(images[:2]), ready(model)(images[:2])
     if not (error := rms(after - before) / rms(before)) <= TOLERANCE:
@@ -124,10 +132,11 @@ def called(kind: str, bound: Bound) -> Call:
 
 def our_calls(name: str, model: nn.Module, facts: dict, x: Tensor, compiled: bool) -> Calls:
     """The compressed model in each way; x is NCHW, as loaders give it. What is timed is what is checked."""
-    wanted, calls = references(model, x), {}
+    whole, calls = in_int8(model), {}
+    wanted = (int8_references if whole else references)(model, x)
     for way, run in own_calls(model, x, compiled).items():
         output = run()
-        error = testing.error_ratio(output, *wanted)
+        error = (int8_ratio if whole else testing.error_ratio)(output, *wanted)
         calls[f"{name} {way}"] = Call("ours", run, output, {**facts, "error_ratio": round(error, 4)})
     return calls
 
@@ -200,6 +209,8 @@ def made(name: str, args: argparse.Namespace) -> Network:
         config = hscc.Config(hscc.flops(reduction), effort=args.effort)
         file = Path(args.cache, f"{name}-{reduction:g}x-{kind}.safetensors")
         models[f"{reduction:g}x"] = compressed(dense, images, config, file)
+        if args.int8:
+            models[f"{reduction:g}x int8"] = compressed(dense, images, config, file, int8=True)
     return Network(dense, images, others, models)
 
 
@@ -221,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", nargs="+", choices=[*MODELS, *TRAINED], default=["resnet50"])
     parser.add_argument("--reduction", type=float, nargs="+", default=[3.0], help="so many times fewer FLOPs")
+    parser.add_argument("--int8", action="store_true", help="each in int8 as well")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=9)

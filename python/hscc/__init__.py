@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .nn.fuse import fuse_
     from .nn.projection import Projection, SqueezedConv2d
     from .nn.restore import restore_
+    from .quantize import QuantizeReport, quantize_
     from .report import LayerReport, Report, Trial
     from .study.grid import Grid
     from .study.sweep import sweep
@@ -36,6 +37,7 @@ __all__ = [
     "HSCConv2d",
     "LayerReport",
     "Projection",
+    "QuantizeReport",
     "Report",
     "SqueezedConv2d",
     "Trial",
@@ -54,6 +56,7 @@ __all__ = [
     "load_onnx",
     "params",
     "plan",
+    "quantize_",
     "restore_",
     "save",
     "summary",
@@ -74,6 +77,7 @@ _HOMES = {
     "nn.fuse": ("fuse_",),
     "nn.projection": ("Projection", "SqueezedConv2d"),
     "nn.restore": ("restore_",),
+    "quantize": ("QuantizeReport", "quantize_"),
     "report": ("LayerReport", "Report", "Trial"),
     "study.grid": ("Grid",),
     "study.sweep": ("sweep",),

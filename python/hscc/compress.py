@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import calibrated, fitted, progress, tolerance
 from .calibrated import CompressionPlan, calibrate
 from .config import Config
+from .quantize import quantize_
 from .report import Report
 from .tolerance import Evaluate
 
@@ -73,7 +76,24 @@ def apply_(
 ) -> Report:
     """Fits the planned factors and swaps them into ``model``.
 
-    The data are needed once more by sequential reconstruction, squeezed layers and baselines. Where they are given, a
-    pass of the first batch checks that every new layer is called before the model is changed.
+    The data are needed once more by sequential reconstruction, squeezed layers, baselines and int8. Where they are
+    given, a pass of the first batch checks that every new layer is called before the model is changed.
     """
-    return fitted.fit(model, plan, calibration, show_progress).swap_()
+    if plan.config.dtype == "float":
+        return fitted.fit(model, plan, calibration, show_progress).swap_()
+    with progress.job(fitted.STAGES | {"int8": 2}, show_progress) as job:
+        report = _float(model, plan, calibration, show_progress).swap_()
+        made = quantize_(model, calibration, skip=plan.config.skip, forward=plan.forward, show_progress=show_progress)
+        errors = {name: error for name, error in made.errors.items() if name not in made.stays}
+        told = tuple(f"{name} stays in float: {why}" for name, why in made.stays.items())
+        seconds = {**report.seconds, "int8": job.seconds["int8"]}
+        return replace(report, int8=errors, warnings=report.warnings + told, seconds=seconds)
+
+
+def _float(model: nn.Module, plan: CompressionPlan, calibration: Iterable | None, show_progress: bool) -> fitted.Fitted:
+    """What int8 is made of, or what is wrong before the work."""
+    if calibration is None:
+        raise ValueError("calibration: got None, expected the data, as dtype='int8' reads them")
+    if other := next((p.dtype for p in model.parameters() if p.dtype != torch.float32), None):
+        raise TypeError(f"model: got parameters of {other}, expected torch.float32 for dtype='int8'")
+    return fitted.fit(model, plan, calibration, show_progress)

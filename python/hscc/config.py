@@ -91,6 +91,7 @@ _CHOICES = {
     "region_method": ("kmeans", "grid", "none"),
     "reconstruction": ("sequential", "independent"),
     "effort": ("quick", "normal", "thorough"),
+    "dtype": ("float", "int8"),
 }
 _PORTABLE = {"region_method": "none", "regions": 1, "clusters": 1, "sharing": False}
 _PLAIN = {**_PORTABLE, "reconstruction": "independent", "search": False, "sensitivity": False}
@@ -130,6 +131,8 @@ class Config:
         latency_batch: images of the calls whose time counts.
         portable: one region and one cluster a layer, so that an export (:func:`hscc.export`) is plain convolutions,
             which every runtime runs fast; ranks and squeezes are searched as ever.
+        dtype: "float" leaves the model's own; "int8" gives the layers, of methods "hscc" and "svd", a first stage in 8
+            bits once they are fitted, as :func:`hscc.quantize_` does: for inference, the model is frozen.
         linear: take ``nn.Linear`` on single positions, too, such as a VGG's classifier, all but the last; they hold
             numbers rather than FLOPs. Those on maps (N, H, W, C), 1 x 1 convolutions in all but name, always are.
         skip: names of modules to leave alone with all that is in them, convolutions and the last linear layer.
@@ -154,6 +157,7 @@ class Config:
     faster_only: bool = False
     latency_batch: int = 1
     portable: bool = False
+    dtype: str = "float"
     linear: bool = False
     skip: Sequence[str] = ()
     seed: int = 0
@@ -178,6 +182,12 @@ class Config:
         for name in ("portable", "linear"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, expected True or False")
+        if self.dtype == "int8" and self.budget.max_drop is not None:
+            raise ValueError(
+                "dtype: got 'int8' with max_drop, which is judged in float, expected hscc.quantize_ after it"
+            )
+        if self.dtype == "int8" and self.method not in ("hscc", "svd"):
+            raise ValueError(f"method: got {self.method!r} with dtype='int8', expected 'hscc' or 'svd'")
         if not self.ridge >= 0:
             raise ValueError(f"ridge: got {self.ridge}, expected a number of at least 0")
 

@@ -66,7 +66,8 @@ class Report:
     ``measured_speedup`` is what came, all convolutions timed dense and compressed in turn, once the model was finished.
     ``refitted`` names the parameters of other layers that changed with the convolutions. ``seconds`` are those of each
     stage of the work. ``trials`` are those made where an accuracy was asked for; ``dense_score`` (0..1) and
-    ``dense_call_ms`` are what the dense model scored and took there.
+    ``dense_call_ms`` are what the dense model scored and took there. ``int8`` are the layers with a first stage in 8
+    bits, and the share of their output energy that these miss.
     """
 
     layers: tuple[LayerReport, ...]
@@ -78,6 +79,7 @@ class Report:
     trials: tuple[Trial, ...] = ()
     dense_score: float | None = None
     dense_call_ms: float | None = None
+    int8: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def chosen(self) -> Trial | None:
@@ -169,7 +171,7 @@ class Report:
         refitted, measured = tuple(data.get("refitted", ())), data.get("measured_speedup")
         warnings, seconds = tuple(data["warnings"]), data.get("seconds", {})
         trials = tuple(Trial(**trial) for trial in data.get("trials", ()))
-        dense = data.get("dense_score"), data.get("dense_call_ms")
+        dense = data.get("dense_score"), data.get("dense_call_ms"), data.get("int8", {})
         return cls(layers, warnings, data.get("latency_error"), refitted, measured, seconds, trials, *dense)
 
     def __str__(self) -> str:

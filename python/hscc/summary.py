@@ -80,7 +80,7 @@ def _row(name: str, layer: nn.Module, positions: float, flops: float) -> LayerRe
     if not isinstance(layer, _OURS):
         return LayerReport(name, int(flops), int(flops), parameters, parameters, size, size, reason="dense")
     weights = layer.out_channels * layer.in_channels * torch.Size(layer.kernel_size).numel()
-    dense, width = weights + layer.out_channels, next(layer.parameters()).element_size()
+    dense, width = weights + layer.out_channels, max(p.element_size() for p in layer.parameters())
     costs = int(2 * positions * weights), int(flops), dense, parameters, width * dense, size
     return LayerReport(name, *costs, **_structure(layer))
 

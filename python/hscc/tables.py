@@ -88,6 +88,10 @@ def _lines(report: Report) -> list[str]:
         if trial.ms is not None:
             told += f"; a call takes {report.dense_call_ms:.2f} > {trial.ms:.2f} ms"
         lines.append(told)
+    if report.int8:
+        lines.append(
+            f"in int8: {len(report.int8)} layers; they miss up to {max(report.int8.values()):.2%} of their energy"
+        )
     if report.portable:
         lines.append("portable: an export is plain convolutions")
     if report.refitted:
@@ -97,3 +101,15 @@ def _lines(report: Report) -> list[str]:
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in longest if seconds >= 0.05)
         lines.append(f"took {sum(report.seconds.values()):.1f} s: {stages}")
     return [*lines, *(f"warning: {warning}" for warning in report.warnings)]
+
+
+def quantised(report: Any) -> str:
+    """Of a ``QuantizeReport``: a row a layer."""
+    table = Table("layer", "first stage", "error")
+    for name in (*report.errors, *(report.stays.keys() - report.errors.keys())):
+        error = report.errors.get(name)
+        table.add_row(name, report.stays.get(name, "int8"), "" if error is None else f"{error:.6f}")
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()

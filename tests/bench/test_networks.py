@@ -97,6 +97,20 @@ def test_table(result, capsys) -> None:
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
 
 
+@pytest.mark.parametrize("off", [1.0, 1.02])
+def test_int8_beside_float(run, result, monkeypatch, off: float) -> None:
+    """From the cache; what is off by more than 8 bits may be is not timed."""
+    monkeypatch.setattr(whole, "own_calls", lambda model, x, compiled: {"eager": lambda: model(x) * off})
+    monkeypatch.setattr(whole, "HAS_EXPORT", False)
+    file = result[1].with_name("int8.json")
+    run("--reduction", "2", "--int8", "--json", str(file))
+    floats, whole_row = (rows(file)[f"2x{name} eager"] for name in ("", " int8"))
+    assert ("ms" in whole_row) == (off == 1)
+    assert (whole_row["error_ratio"] <= 1) == (off == 1)
+    assert whole_row["flop_reduction"] == floats["flop_reduction"]
+    assert whole_row["error"] != floats["error"]
+
+
 def test_a_wrong_network_is_not_timed(run, result, monkeypatch, capsys) -> None:
     """From the cache, and off by what float32 would never be."""
     monkeypatch.setattr(whole, "own_calls", lambda model, x, compiled: {"eager": lambda: model(x) * 1.0001})

@@ -66,8 +66,8 @@ def export(
         model: in evaluation mode; takes one tensor (N, C, H, W). It is left as it was.
         path: ends in ".pt2" but for ONNX.
         format: "onnx" (any runtime; needs ``hscc[onnx]``), "pt2" (AOTInductor package, for this kind of processor) or
-            "export" (``torch.export.save``). The last two keep our kernels where height and width are fixed: load them
-            after ``import hscc_kernels``.
+            "export" (``torch.export.save``). The last two keep our kernels: load them after ``import
+            hscc_kernels``.
         example: an input, or its shape; default: one image as ``metadata`` says that the model wants it.
         dynamic: sizes that stay open: "batch", "height", "width".
         metadata: texts that go along, e.g. ``{"hscc.images": spec.to_json()}``. Names, dtypes and shapes of input and
@@ -104,16 +104,17 @@ def export(
 def _form(model: nn.Module, sample: Sample, format: str) -> Iterator[dict[str, str]]:
     """Inside, the model's layers are as the file will have them; gives what they are.
 
-    ValueError where height or width stay open and a layer has regions, whose positions are of one size.
+    ValueError where height or width stay open and a layer has regions, whose maps the format cannot resize.
     """
     own, sides = own_layers(model), {"height", "width"} & set(sample.dynamic)
     chains = {name: "convolutions" for name, module in model.named_modules() if isinstance(module, ConvChain)}
-    if sides and (several := [name for name, layer in own.items() if regions(layer) > 1]):
+    several = [name for name, layer in own.items() if regions(layer) > 1]
+    if sides and several and format != "export":  # where the graph runs there is no Python to resize maps of regions
         raise ValueError(
-            f"dynamic: got {sample.dynamic} and layers with regions ({', '.join(several)}), expected ('batch',), or a "
-            "model compressed with Config(portable=True)"
+            f"dynamic: got {sample.dynamic} and layers with regions ({', '.join(several)}), expected ('batch',), the "
+            "format 'export', or a model compressed with Config(portable=True)"
         )
-    if format == "onnx" or sides:  # our op takes one size
+    if format == "onnx":
         with as_portable(model, sample.x) as forms:
             yield chains | forms
     else:

@@ -14,6 +14,7 @@ from hscc_kernels import PackedPlan
 from hscc_kernels.plan import DENSE, WorkItem
 
 from ..nn.conv2d import HSCConv2d
+from ..nn.int8 import Int8Conv2d
 from ..nn.padding import SAME, padded
 from ..nn.projection import Projection
 from ..nn.surgery import Student
@@ -148,6 +149,10 @@ def as_portable(model: nn.Module, x: Tensor) -> Iterator[dict[str, str]]:
     Raises ValueError where a layer with regions runs at several sizes, whose positions differ.
     """
     seen, modules = sizes(model, x), dict(model.named_modules())
+    if whole := [name for name in seen if isinstance(modules[name], Int8Conv2d)]:
+        raise ValueError(
+            f"model: got layer {whole[0]!r} in int8, expected float layers, or the format 'pt2' or 'export'"
+        )
     for name, several in seen.items():
         if len(several) > 1 and regions(modules[name]) > 1:
             raise ValueError(f"model: got layer {name!r} with regions at sizes {sorted(several)}, expected one size")

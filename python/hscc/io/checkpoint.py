@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hscc_kernels import PackedPlan
+from hscc_kernels import Int8Plan, PackedPlan
 
 from ..nn.chain import ConvChain
 from ..nn.conv2d import HSCConv2d
 from ..nn.forms import Form, form_of
+from ..nn.int8 import Int8Conv2d
 from ..nn.padding import SAME, SameConv2d
 from ..nn.projection import Projection, SqueezedConv2d
 from ..nn.surgery import Folded, channels_last_, inherit, swap_, unwrapped
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 2
 _STAGE = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
 _GUARD = "guard:"  # begins the names of its tensors; no module's name holds a colon
+_INT8 = ("v_scale", "_extra_state")
 _TENSORS = ("v", "u", "bias", "positions", "rows", "channels", "work", "clusters")
 
 
@@ -130,8 +132,12 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
         swap_(model, (name,), Folded())
     for key, conv in biases.items():
         conv.bias = nn.Parameter(tensors[key].to(conv.weight))
-    model.load_state_dict(tensors, strict=False)
+    state = model.state_dict()  # with its metadata, without which some models load nothing
+    state.update(tensors)
+    model.load_state_dict(state)
     channels_last_(model)
+    if any(isinstance(module, Int8Conv2d) for module in model.modules()):
+        model.requires_grad_(False)  # as quantize_ leaves it
     return None if header["report"] is None else Report.from_dict(header["report"])
 
 
@@ -228,29 +234,39 @@ def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | S
         return _build_chain(tensors, layer["stages"], where)
     weight = tensors.get("squeeze.weight")
     prefix = "" if weight is None else "conv."
-    expected = {f"{prefix}{part}" for part in _TENSORS} | ({"squeeze.weight"} if prefix else set())
+    whole = _INT8 if f"{prefix}v_scale" in tensors else ()
+    expected = {f"{prefix}{part}" for part in (*_TENSORS, *whole)} | ({"squeeze.weight"} if prefix else set())
     if set(tensors) != expected:
         raise ValueError(f"{where}: got tensors {sorted(tensors)}, expected {sorted(expected)}")
-    conv = _build_factors([tensors[f"{prefix}{part}"] for part in _TENSORS], layer)
+    parts = [tensors[f"{prefix}{part}"] for part in _TENSORS]
+    conv = _build_factors(parts, layer, *(tensors[f"{prefix}{part}"] for part in whole))
     if weight is None:
         return conv
-    if (weight.ndim, weight.shape[-1:], weight.dtype) != (2, (conv.in_channels,), conv.v.dtype):
-        expected = f"{conv.v.dtype} (C, {conv.in_channels})"
+    if (weight.ndim, weight.shape[-1:], weight.dtype) != (2, (conv.in_channels,), conv.u.dtype):
+        expected = f"{conv.u.dtype} (C, {conv.in_channels})"
         raise ValueError(f"squeeze: got {weight.dtype} {tuple(weight.shape)}, expected {expected}")
     return SqueezedConv2d.of(Projection(weight), conv)
 
 
-def _build_factors(tensors: list[Tensor], layer: dict) -> HSCConv2d:
+def _build_factors(
+    tensors: list[Tensor], layer: dict, v_scale: Tensor | None = None, inputs: Tensor | None = None
+) -> HSCConv2d:
+    """``inputs``: the scale and the zero point of a layer in int8, whose rows have scales of their own."""
     v, u, bias, *index = tensors
     try:
         sizes = (*layer["geometry"], *layer["out_size"])
         options = {"pad": layer["padding"], **{name: layer[name] for name in ("padding_mode", "activation")}}
     except (KeyError, TypeError) as error:
         raise ValueError(f"got damaged hscc metadata ({error!r}), expected a layer's geometry") from error
-    plan = PackedPlan(v, u, *index, sizes).validate()
-    if bias.shape != plan.channels.shape or bias.dtype != v.dtype:
-        raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {v.dtype} {tuple(plan.channels.shape)}")
-    return HSCConv2d(plan, bias, **options)
+    if v_scale is not None and (v.dtype, v_scale.shape, inputs.shape) != (torch.int8, v.shape[:1], (2,)):
+        got = f"v of {v.dtype}, v_scale {tuple(v_scale.shape)}, state {tuple(inputs.shape)}"
+        raise ValueError(f"v_scale: got {got}, expected torch.int8, {tuple(v.shape[:1])} and (2,)")
+    plan = PackedPlan(v if v_scale is None else v.to(u.dtype), u, *index, sizes).validate()
+    if bias.shape != plan.channels.shape or bias.dtype != u.dtype:
+        raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {u.dtype} {tuple(plan.channels.shape)}")
+    if v_scale is None:
+        return HSCConv2d(plan, bias, **options)
+    return Int8Conv2d(Int8Plan(v, v_scale, *plan[1:], *inputs.tolist()), bias, **options)
 
 
 def _build_chain(tensors: dict[str, Tensor], stages: list[dict], where: str) -> ConvChain:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d
 from hscc_kernels.backward import padded_nhwc, windows_of
+from hscc_kernels.plan import ANY
 
 from .padding import SAME, SameConv2d, around, padded, split_padding
 
@@ -57,7 +58,8 @@ class HSCConv2d(nn.Module):
         self.in_channels = plan.in_channels
         self.out_channels = plan.out_channels
         self.pad, self.padding_mode, self.activation = tuple(pad), padding_mode, activation
-        self.v, self.u, self.bias = nn.Parameter(plan.v), nn.Parameter(plan.u), nn.Parameter(bias)
+        for name, numbers in (("v", plan.v), ("u", plan.u), ("bias", bias)):
+            self.register_parameter(name, nn.Parameter(numbers, numbers.is_floating_point()))
         for name in _INDEX:
             self.register_buffer(name, getattr(plan, name))
         self._resized: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()  # positions, work by size
@@ -133,11 +135,19 @@ class HSCConv2d(nn.Module):
             return self.forward(x.unsqueeze(0)).squeeze(0)
         if any(self.pad) or self.padding_mode == SAME:
             x = padded(x, self.pad, self.padding_mode, self.geometry)
-        plan = self._plan_for(x.shape[-2], x.shape[-1])
+        return self._run(x, self._plan_for(x.shape[-2], x.shape[-1]))
+
+    def _run(self, x: Tensor, plan: PackedPlan) -> Tensor:
         return lowrank_conv2d(x, plan, self.bias, activation=self.activation)
+
+    def scale_rows_(self, rows: Tensor, factors: Tensor) -> None:
+        """Multiplies these rows of ``v`` (n,) by as many factors."""
+        self.v.data[rows] *= factors[:, None]
 
     def _plan_for(self, height: int, width: int) -> PackedPlan:
         plan, size = self.plan, self.geometry.out_size(height, width)
+        if torch.compiler.is_exporting() and any(isinstance(side, torch.SymInt) for side in (height, width)):
+            return self._open(plan, *size)
         if size == self.out_size:
             return plan
         if min(size) < 1:
@@ -155,6 +165,18 @@ class HSCConv2d(nn.Module):
         return PackedPlan(
             self.v, self.u, positions, self.rows, self.channels, work, self.clusters, (*self.sizes[:-2], *size)
         )
+
+    def _open(self, plan: PackedPlan, height: int, width: int) -> PackedPlan:
+        """For an output of any size, as a graph has it."""
+        if plan.regions > 1:
+            positions, work = torch.ops.hscc.resized(
+                plan.positions, plan.work, self.sizes, plan.v.shape[1], height, width
+            )
+        else:  # by operators that need no Python where the graph runs
+            positions = torch.arange(height * width, dtype=torch.int32, device=plan.v.device)
+            count = torch.full((1, 1), height * width, dtype=torch.int32, device=plan.v.device)
+            work = torch.cat([plan.work[:, :2], count, plan.work[:, 3:]], 1)
+        return plan._replace(positions=positions, work=work, sizes=(*self.sizes[:-2], ANY, ANY))
 
     def _apply(self, fn, recurse=True):
         self._resized.clear()  # its tensors are no buffers, so a move to another device must not miss them

@@ -122,7 +122,7 @@ def _fold_(conv: HSCConv2d | nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     scale, shift = scale[:, 0].to(conv.bias), shift.to(conv.bias)
     conv.bias.mul_(scale).add_(shift)
     for rows, channels in _dense(conv):
-        conv.v[rows] *= scale[channels, None]
+        conv.scale_rows_(rows, scale[channels])
     for block, channels in _second_stages(conv):
         block *= scale[channels]
 

@@ -77,7 +77,7 @@ def test_onnx_of_regions(tmp_path: Path, run, name: str, form: str) -> None:
 def test_exported_program(tmp_path: Path, dynamic: tuple[str, ...]) -> None:
     model, path = plain_net(), tmp_path / "m.pt2"
     done = export(model, path, "export", example=PLAIN, dynamic=dynamic, metadata={"a": "b"})
-    assert set(done.layers.values()) == ({"convolutions"} if "height" in dynamic else {"kernel"})
+    assert set(done.layers.values()) == {"kernel"}
     files = {"a": "", "hscc.signature": ""}
     program = torch.export.load(path, extra_files=files)
     assert files["a"] == "b"
@@ -85,10 +85,21 @@ def test_exported_program(tmp_path: Path, dynamic: tuple[str, ...]) -> None:
     n, side, result = (-1 if name in dynamic else own for name, own in (("batch", 1), ("height", 9), ("height", 2)))
     assert told["inputs"] == [{"name": "x", "dtype": "float32", "shape": [n, 3, side, side]}]
     assert told["outputs"] == [{"name": "y", "dtype": "float32", "shape": [n, 4, result, result]}]
-    kernels = any("hscc" in str(node.target) for node in program.graph.nodes)
-    assert kernels == ("height" not in dynamic)
+    assert any("hscc.lowrank_conv2d" in str(node.target) for node in program.graph.nodes)
     x = torch.randn(3 if dynamic else 1, 3, *((15, 20) if "height" in dynamic else (9, 9)))
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_regions_of_any_size(tmp_path: Path) -> None:
+    """Their maps are resized where the program runs, as the model does it."""
+    model, path = regions_net(), tmp_path / "m.pt2"
+    done = export(model, path, "export", example=REGIONS, dynamic=ANY)
+    assert done.layers == {"2": "kernel"}
+    program = torch.export.load(path).module()
+    for scale in (1, 2, 3):
+        x = torch.randn(2, 1, scale * REGIONS[2], scale * REGIONS[3])
+        torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 FRESH = """
@@ -203,7 +214,7 @@ def test_a_file_for_one_size_alone_is_not_kept_as_one_for_any(tmp_path: Path) ->
         ({"example": (3, 9, 9)}, r"example: got shape \(3, 9, 9\), expected \(N, C, H, W\)"),
         ({"example": (1, 3, 0, 9)}, r"example: got \(1, 3, 0, 9\), expected a tensor or its shape"),
         ({"example": (1, 2, 10, 8)}, r"example: got \(1, 2, 10, 8\), which the model does not take"),
-        ({"dynamic": ANY}, r"layers with regions \(2\), expected \('batch',\), or a model compressed with"),
+        ({"dynamic": ANY}, r"layers with regions \(2\), expected \('batch',\), the format 'export', or"),
         ({"format": "export"}, r"path: got .*m.onnx', expected one that ends in .pt2 for format 'export'"),
         ({"path": "no/such/m.onnx"}, "expected a file in an existing folder"),
         ({"train": True}, "model: got one in training mode, expected model.eval"),

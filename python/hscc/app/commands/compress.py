@@ -61,6 +61,9 @@ def compress(
     portable: Annotated[
         bool, typer.Option("--portable", help="One region and cluster a layer: exports are plain convolutions.")
     ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="First stages in 8 bits, for CPUs; the model is then for inference alone.")
+    ] = False,
     linear: Annotated[
         bool, typer.Option("--linear", help="Take nn.Linear on single positions, too, all but the last.")
     ] = False,
@@ -106,6 +109,7 @@ def compress(
         effort=effort,
         portable=portable,
         linear=linear,
+        dtype="int8" if int8 else "float",
         memory=None if memory is None else int(memory * 2**30),
         faster_only=faster_only,
         latency_batch=latency_batch,

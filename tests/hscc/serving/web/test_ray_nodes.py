@@ -93,9 +93,7 @@ class Load:
 
 
 def test_a_node_and_a_replica_die_under_load(cluster: utils.Cluster, server: Server, model: Served) -> None:
-    until(
-        lambda: [len(one) for one in replicas(cluster)] == [1, 1], 30
-    )  # spread; names come late
+    until(lambda: [len(one) for one in replicas(cluster)] == [1, 1], 30)  # spread; names come late
     xs = [torch.randn(2, 1, 16, 16) for _ in range(8)]
     load = Load(server.url, xs, [model.module(x) for x in xs])
     with concurrent.futures.ThreadPoolExecutor(4) as pool, httpx.Client(base_url=server.url, timeout=30) as client:
