@@ -125,13 +125,13 @@ def wholes(cases: list[dict]) -> list[str]:
         kinds["eager"] = [case for case in kinds["fp32"] if case["name"] in EAGER]
         best = {kind: min(of, key=lambda case: case["ms"]) for kind, of in kinds.items() if of}
         peers = [f"{best[kind]['ms']:.2f} {best[kind]['name']}" if kind in best else "" for kind in PEERS]
-        for name in dict.fromkeys(case["name"].split()[0] for case in kinds["ours"]):
-            own = min((c for c in kinds["ours"] if c["name"].split()[0] == name), key=lambda case: case["ms"])
+        for name in dict.fromkeys(case["name"].rpartition(" ")[0] for case in kinds["ours"]):
+            own = min((c for c in kinds["ours"] if c["name"].rpartition(" ")[0] == name), key=lambda case: case["ms"])
             errors = " / ".join(
                 f"{case['error']:.2f} ({case['error_images']:.2f})" for case in (own, best.get("int8")) if case
             )
             faster = [f"{own[f'over_{kind}']:.2f}x" if kind in best else "" for kind in PEERS]
-            ours = f"{own['ms']:.2f} {own['name'].split()[1]}"
+            ours = f"{own['ms']:.2f} {own['name'].partition(' ')[2]}"  # how, and whether in int8
             fewer = f"{own['flop_reduction']:.2f}x fewer"
             lines.append(line(*key, fewer, errors, ours, *peers, *faster, f"{own['eta']:.2f}"))
     return lines
