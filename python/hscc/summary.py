@@ -75,13 +75,15 @@ def _layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _row(name: str, layer: nn.Module, positions: float, flops: float) -> LayerReport:
-    parameters = sum(p.numel() for p in layer.parameters())
-    size = sum(t.nbytes for t in (*layer.parameters(), *layer.buffers()))
+    tensors = [*layer.parameters(), *layer.buffers()]
+    size = sum(t.nbytes for t in tensors)
     if not isinstance(layer, _OURS):
-        return LayerReport(name, int(flops), int(flops), parameters, parameters, size, size, reason="dense")
+        numbers = sum(p.numel() for p in layer.parameters())
+        return LayerReport(name, int(flops), int(flops), numbers, numbers, size, size, reason="dense")
     weights = layer.out_channels * layer.in_channels * torch.Size(layer.kernel_size).numel()
-    dense, width = weights + layer.out_channels, max(p.element_size() for p in layer.parameters())
-    costs = int(2 * positions * weights), int(flops), dense, parameters, width * dense, size
+    dense, width = weights + layer.out_channels, next(layer.parameters()).element_size()
+    numbers = sum(t.numel() for t in tensors if t.dtype != torch.int32)  # all but indices
+    costs = int(2 * positions * weights), int(flops), dense, numbers, width * dense, size
     return LayerReport(name, *costs, **_structure(layer))
 
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from hscc.fit import int8
 from hscc.nn.int8 import Int8Conv2d
-from hscc_kernels.reference_int8 import quantise
 from torch import Tensor, nn
 
+from hscc_kernels.reference_int8 import quantise
 from tests.hscc.users.networks import config, unchanged
 
 

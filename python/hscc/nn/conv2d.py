@@ -58,8 +58,11 @@ class HSCConv2d(nn.Module):
         self.in_channels = plan.in_channels
         self.out_channels = plan.out_channels
         self.pad, self.padding_mode, self.activation = tuple(pad), padding_mode, activation
-        for name, numbers in (("v", plan.v), ("u", plan.u), ("bias", bias)):
-            self.register_parameter(name, nn.Parameter(numbers, numbers.is_floating_point()))
+        if plan.v.is_floating_point():
+            self.v = nn.Parameter(plan.v)
+        else:  # no parameter: many ask the first one for the dtype of a model's inputs
+            self.register_buffer("v", plan.v)
+        self.u, self.bias = nn.Parameter(plan.u), nn.Parameter(bias)
         for name in _INDEX:
             self.register_buffer(name, getattr(plan, name))
         self._resized: OrderedDict[tuple[int, int], tuple[Tensor, Tensor]] = OrderedDict()  # positions, work by size
