@@ -16,6 +16,7 @@ from ..served import Policy, Wanted
 
 if TYPE_CHECKING:
     from ...serving.web.limits import WebLimits
+    from ...serving.web.scale import Scale
     from ...serving.web.service import Service
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -78,6 +79,9 @@ def serve(
         raise ValueError("grpc-port: got one with --litserve, which has HTTP alone, expected none")
     wanted, policy = [Wanted.parse(text, model) for text in models], Policy(guard, dense)
     policy.check(wanted, litserve)
+    from ...serving.web.scale import Scale
+
+    scale = Scale.parse(replicas or "1", threads, gpus_per_replica)
     packages = {"litserve": litserve, "ray": ray, "grpc": grpc_port is not None}
     _need(*(name for name, needed in packages.items() if needed))
     from ...serving.web import supervisor
@@ -87,7 +91,7 @@ def serve(
     if ray:
         options |= {"threads": threads, "policy": policy.anywhere()}
         make = partial(_replicated, [one.anywhere() for one in wanted], options, (key, max_body * MIB))
-        sys.exit(_ray(make, (replicas or "1", threads, gpus_per_replica), (host, port), ray_address))
+        sys.exit(_ray(make, scale, (host, port), ray_address))
     if litserve or supervisor.SOCKET in os.environ:
         set_threads(threads)
         sys.exit(_worker(wanted, options, (key, max_body * MIB), (host, port, grpc_port), litserve))
@@ -118,12 +122,10 @@ def _worker(wanted: list, options: dict, limited: tuple, address: tuple[str, int
     return worker.run(_service(wanted, options, limited), listening, rpc, int(os.environ[supervisor.PARENT]))
 
 
-def _ray(make: partial, scale: tuple, address: tuple[str, int], cluster: str | None) -> int:
+def _ray(make: partial, scale: Scale, address: tuple[str, int], cluster: str | None) -> int:
     from ...serving.web import privacy
-    from ...serving.web.scale import Scale
     from ...serving.web.sockets import listen
 
-    scale = Scale.parse(*scale)
     if cluster is None:
         listen(*address).close()
     privacy.settle(alone=cluster is None)

@@ -18,11 +18,13 @@ from hscc.serving.models import Served
 from hscc.serving.web import privacy
 
 from .conftest import Server, infer_json
-from .test_ray import INFER, check, names, until
 
 privacy.settle(alone=True)  # before Ray is imported; nodes of one machine talk on its loopback address
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: make test-ray")
+
+from .test_ray import INFER, check, names, until  # noqa: E402 (it skips itself where Ray is not there)
+
 pytestmark = pytest.mark.slow
 NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
 
