@@ -205,4 +205,6 @@ def _distance(found: Sequence[Tensor], wanted: Sequence[Tensor], measure: Sequen
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}"
+    """Its first line: what follows has folders of this machine in it."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"
