@@ -62,17 +62,17 @@ class Targets:
         try:
             yield
         finally:
-            self._put_(model, before)
+            for name, layer in before.items():  # of all, as some may have been left meanwhile
+                swap_(model, self.names[name], layer)
 
     def form_(self, model: nn.Module, taken: Iterable[str]) -> None:
         """For good, where a layer in them is one that was ``taken``."""
         self._put_(model, {name: self.forms[name] for name in self.forms if any(below(one, (name,)) for one in taken)})
 
-    def _put_(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-        for name, module in modules.items():
-            if module is self.forms[name]:
-                inherit(module, model.get_submodule(name))
-            swap_(model, self.names[name], module)
+    def _put_(self, model: nn.Module, forms: Mapping[str, nn.Module]) -> None:
+        for name, form in forms.items():
+            inherit(form, model.get_submodule(name))
+            swap_(model, self.names[name], form)
 
 
 class Folded(nn.Identity):

@@ -72,11 +72,11 @@ def objections(
             student.modules[name] = StandIn(layer)
         if _runs(student, calibration, watch(layers, see)):
             taken = {name for name in lines if all(len(size) == 2 or (linear and not size) for size in sizes[name])}
-            lone = (name for name, layer in layers.items() if isinstance(layer, nn.Linear) and name not in taken)
-            found = dict.fromkeys(lone, NO_MAP) | dict.fromkeys(lines[-1:] if linear else (), LAST)
-            found |= {
+            found = {
                 name: why for name in layers if (why := _objection(student.modules[name], calls[name], sizes[name]))
             }
+            lone = (name for name, layer in layers.items() if isinstance(layer, nn.Linear) and name not in taken)
+            found |= dict.fromkeys(lines[-1:] if linear else (), LAST) | dict.fromkeys(lone, NO_MAP)
     for others in distributed.gather(found):
         found = {**others, **found}
     return {name: found[name] for name in layers if name in found}

@@ -180,6 +180,25 @@ def test_linear_layers_on_single_positions_only_when_asked(x) -> None:
         config(linear=1)
 
 
+def test_linear_layers_that_are_no_maps_are_no_business_of_a_report(x) -> None:
+    """Nor where their weight is read, as attention reads that of its last one."""
+
+    class Attends(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(48, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.mixes(self.up(self.groups_(self.normed(self.standardised(x)))).permute(0, 2, 3, 1)).flatten(
+                1, 2
+            )
+            return self.head(self.hidden(self.attention(tokens, tokens, tokens)[0].mean(1)))
+
+    report = hscc.compress_(Attends().eval(), x, config(1.5))
+    assert "mixes.conv" in {layer.name for layer in report.layers}
+    assert not [layer.name for layer in report.layers if "attention" in layer.name]
+
+
 def test_a_transposed_layer_that_the_model_reads_stays(x) -> None:
     class Reads(Net):
         def forward(self, x: Tensor) -> Tensor:
