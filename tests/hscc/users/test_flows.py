@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import gc
 import io
 import subprocess
 import sys
@@ -158,6 +159,8 @@ def trained(kind: str, folder: Path, rank: int) -> None:
     if rank == 0:
         torch.save(found, folder / "gradients.pt")
     torch.distributed.barrier()
+    del wrapped  # a reducer that outlives its group waits in its destructor for a thread that waits for the GIL
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 
