@@ -22,23 +22,20 @@ from typing import NamedTuple
 
 import hscc
 import torch
-import torch.nn.functional as F
 from hscc.io.checkpoint import read_metadata
 from torch import Tensor, nn
 
 from hscc_kernels import testing
 
-from ..accuracy import examples
 from ..kernels.peers import EAGER, Bound, runtimes, torch_calls
 from ..timing import commit, header, interleaved, keep_freed_memory, ratio
 from .calibration import measured
 from .calibration import told as told_cost
 from .correctness import SHARE, in_int8, int8_ratio, int8_references, references
 from .int8 import HAS_EXPORT, exported, int8_peers
-from .models import MODELS, settled
+from .sources import Source, names, source
 from .times import aot, own_calls
 
-TRAINED = {"resnet20": "resnet20", "mobilenet": "mobilenet", "unet_mri": "unet"}  # to names of bench.accuracy
 TOLERANCE = 1e-3  # of float32 outputs' relative error, but ours; Winograd kernels round more than others
 
 
@@ -63,21 +60,15 @@ def rms(values: Tensor) -> float:
     return values.square().mean().sqrt().item()
 
 
-def pictures(count: int, size: int, seed: int = 0) -> Tensor:
-    """Made-up images (count, 3, size, size) in float32, of unit variance and as much contrast at every scale, as
-    photographs have."""
-    generator, image = torch.Generator().manual_seed(seed), torch.zeros(count, 3, size, size)
-    for scale in (2**i for i in range(size.bit_length() - 1)):
-        side = -(-size // scale)
-        noise = torch.randn(count, 3, side, side, generator=generator)
-        image += F.interpolate(noise, size=(size, size), mode="bilinear", align_corners=False)
-    return image / image.std()
-
-
 def ready(model: nn.Module) -> nn.Module:
     """A compressed network as its users run it: all that is done to it after compression is done here, in place."""
     hscc.fuse_(model)
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def cached(folder: str, name: str, config: hscc.Config, images: Tensor) -> Path:
+    """Where a compressed network is kept."""
+    return Path(folder, f"{name}-{config.effort}-{len(images)}-images-{images.shape[-1]}.safetensors")
 
 
 def compressed(
@@ -184,46 +175,27 @@ def told(row: dict) -> str:
 
 
 class Network(NamedTuple):
-    """A dense network, its calibration images (N, C, H, W), others, and the compressed ones with what they are."""
+    """Where it comes from, and the compressed ones with what they are."""
 
-    dense: nn.Module
-    images: Tensor
-    others: Tensor
+    source: Source
     compressed: dict[str, tuple[nn.Module, dict]]
 
 
-def trained(name: str, args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network of examples/, calibration and test images."""
-    name = TRAINED[name]
-    dense, spec, _ = examples.network(name)
-    counts = {"calibration": args.calibration, "test": max(args.batch)}
-    shown = [spec.preprocess(examples.images(name, split, count, 0)[0]) for split, count in counts.items()]
-    return copy.deepcopy(dense).eval(), *shown
-
-
-def random(name: str, args: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
-    torch.manual_seed(0)
-    images = pictures(args.calibration, args.size)
-    return settled(MODELS[name](), images.split(8)), images, pictures(max(args.batch), args.size, seed=1)
-
-
 def made(name: str, args: argparse.Namespace) -> Network:
-    dense, images, others = (random if name in MODELS else trained)(name, args)
-    dense.requires_grad_(False)
-    kind, models = f"{args.effort}-{args.calibration}-images-{images.shape[-1]}", {}
+    found, models = source(name, args.calibration, max(args.batch), args.size), {}
     for reduction in args.reduction:
         config = hscc.Config(hscc.flops(reduction), effort=args.effort)
-        file = Path(args.cache, f"{name}-{reduction:g}x-{kind}.safetensors")
-        models[f"{reduction:g}x"] = compressed(dense, images, config, file)
+        file = cached(args.cache, f"{name}-{reduction:g}x", config, found.images)
+        models[f"{reduction:g}x"] = compressed(found.dense, found.images, config, file)
         if args.int8:
-            models[f"{reduction:g}x int8"] = compressed(dense, images, config, file, int8=True)
-    return Network(dense, images, others, models)
+            models[f"{reduction:g}x int8"] = compressed(found.dense, found.images, config, file, int8=True)
+    return Network(found, models)
 
 
 @torch.inference_mode()
 def timed(network: Network, batch: int, args: argparse.Namespace) -> list[dict]:
     torch._dynamo.reset()
-    dense, images, others, models = network
+    (dense, images, others), models = network
     x, compiled = others[:batch].contiguous(), not args.no_compile
     outputs = torch.cat([dense(part) for part in images.split(8)])
     calls = dense_calls(dense, x, images, args.threads, compiled)
@@ -236,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.networks.whole", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", nargs="+", choices=[*MODELS, *TRAINED], default=["resnet50"])
+    parser.add_argument("--model", nargs="+", choices=names(), default=["resnet50"])
     parser.add_argument("--reduction", type=float, nargs="+", default=[3.0], help="so many times fewer FLOPs")
     parser.add_argument("--int8", action="store_true", help="each in int8 as well")
     parser.add_argument("--threads", type=int, default=1)

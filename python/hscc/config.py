@@ -93,6 +93,7 @@ _CHOICES = {
     "effort": ("quick", "normal", "thorough"),
     "dtype": ("float", "int8"),
 }
+_BLOCKS = (16, 8, 4, 2)  # channels that runtimes compute together, most first
 _PORTABLE = {"region_method": "none", "regions": 1, "clusters": 1, "sharing": False}
 _PLAIN = {**_PORTABLE, "reconstruction": "independent", "search": False, "sensitivity": False}
 
@@ -124,7 +125,8 @@ class Config:
         memory: bytes that statistics and held passes may take, beside a forward and a backward pass of one batch; by
             default 4 GiB, or half of what the machine has available where that is less. Less makes the work longer; too
             little is told at once.
-        rank_multiple: ranks are multiples of this.
+        rank_multiple: ranks are multiples of this; by default 1, in ``portable`` networks 16, as runtimes compute in blocks
+            of so many channels, and fewer in narrow layers.
         ridge: shrinkage of the sequential fit, relative to the mean variance.
         faster_only: leave layers dense that would not get faster on this machine, which is measured for that once
             (some seconds; see ``hscc.latency``). Always so with a latency budget.
@@ -152,7 +154,7 @@ class Config:
     sensitivity: bool = True
     effort: str = "normal"
     memory: int | None = None
-    rank_multiple: int = 1
+    rank_multiple: int | None = None
     ridge: float = 1e-3
     faster_only: bool = False
     latency_batch: int = 1
@@ -173,6 +175,8 @@ class Config:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {list(choices)}")
         for name in ("regions", "clusters", "rank_multiple", "latency_batch"):
             value = getattr(self, name)
+            if name == "rank_multiple" and value is None:
+                continue
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
         if self.memory is not None and not (isinstance(self.memory, int) and self.memory >= 1):
@@ -215,6 +219,12 @@ class Config:
     def timed(self) -> bool:
         """Whether the machine's speed counts."""
         return self.faster_only or self.budget.timed
+
+    def multiple_of(self, ranks: int) -> int:
+        """What the rank of a layer that can have so many is a multiple of."""
+        if self.rank_multiple is not None or not self.portable:
+            return self.rank_multiple or 1
+        return next((block for block in _BLOCKS if 4 * block <= ranks), 1)
 
     def to_json(self) -> str:
         return json.dumps({"_type": "hscc.Config", "_version": _VERSION, **asdict(self)})

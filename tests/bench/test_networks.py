@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bench import tables
 from bench.networks import whole
 from bench.networks.models import MODELS, conv, settled
+from bench.networks.sources import pictures
 
 RUNTIMES = {
     "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
@@ -133,7 +134,7 @@ def test_a_wrong_dense_runtime_is_an_error() -> None:
 
 
 def test_another_config_is_compressed_anew(tmp_path: Path, monkeypatch) -> None:
-    images, made = whole.pictures(8, 32), []
+    images, made = pictures(8, 32), []
     dense, real = settled(tiny(), [images]), hscc.compress_
     monkeypatch.setattr(hscc, "compress_", lambda *args, **rest: made.append(1) or real(*args))
     outputs: list[Tensor] = []
@@ -150,7 +151,7 @@ def test_another_config_is_compressed_anew(tmp_path: Path, monkeypatch) -> None:
 
 def test_what_moves_outputs_is_an_error(tmp_path: Path, monkeypatch) -> None:
     """As a batch norm that was folded wrongly would, which the model's own reference cannot know."""
-    images = whole.pictures(8, 32)
+    images = pictures(8, 32)
     monkeypatch.setattr(whole, "ready", lambda model: model[1].weight.data.mul_(1.01) is None or model)
     config = hscc.Config(hscc.flops(2), effort="quick")
     with pytest.raises(ValueError, match="ready: got outputs that it moved by"):
@@ -159,7 +160,7 @@ def test_what_moves_outputs_is_an_error(tmp_path: Path, monkeypatch) -> None:
 
 def test_networks_settle() -> None:
     """However deep: outputs neither vanish nor explode, and tell images apart."""
-    images = whole.pictures(8, 64)
+    images = pictures(8, 64)
     assert images.std().item() == pytest.approx(1, rel=1e-3)
     for name in ("resnet18", "unet", "vgg16"):
         with torch.no_grad():

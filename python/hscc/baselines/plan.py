@@ -36,7 +36,7 @@ class Options(NamedTuple):
     def of(cls, chain: Chain) -> Options:
         """All ranks that are cheaper than the dense layer, and the dense layer."""
         missed = [(1 - gains.cumsum(0) / gains.sum().clamp_min(1e-30)).clamp_min(0) for gains in chain.gains()]
-        multiple = chain.config.rank_multiple
+        multiple = chain.config.rank_multiple or 1
         steps = [torch.arange(min(multiple, len(m)), len(m) + 1, multiple) for m in missed]
         ranks = torch.cartesian_prod(*steps).view(-1, len(steps))
         error = sum(mode[column - 1] for mode, column in zip(missed, ranks.T, strict=True))

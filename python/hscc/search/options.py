@@ -193,7 +193,8 @@ def _own(stats: LayerStats, structure: Structure, seen: _Regions, config: Config
                     stats.cost(row).times(count),
                 )
             )
-    return Own(groups, base, _fixed(stats, structure), config.rank_multiple, None if structure.squeeze else stats.dense)
+    multiple = config.multiple_of(max(len(group.gains) for group in groups))
+    return Own(groups, base, _fixed(stats, structure), multiple, None if structure.squeeze else stats.dense)
 
 
 def _shared(stats: LayerStats, structure: Structure, seen: _Regions, config: Config) -> Shared:
