@@ -21,7 +21,7 @@ ROOMS = {
     "app": {"serving", "exports", "guard", "study", "compress", "fit", "search", "io", "data", "evaluation", *BELOW},
     "compress": {"tolerance", "quantize", "fitted", "calibrated", *BELOW},
     "serving": {"guard", "io", "data", "nn", "hscc_kernels"},
-    "exports": {"io", "data", "nn", "hscc_kernels"},
+    "exports": {"observe", "io", "data", "nn", "hscc_kernels"},
     "guard": {"observe", "nn"},
     "study": {"fitted", "calibrated", "evaluation", "observe", "io", *BELOW},
     "tolerance": {"fitted", "calibrated", "evaluation", "observe", *BELOW},

@@ -4,7 +4,8 @@
 
 Networks are those of ``bench.networks.whole``. "kernel" is the compressed network as an AOTInductor package with
 our kernels, "torch_aot" the dense one as a package. Outputs are compared with the model's before anything is timed;
-"over_dense" is over the dense network in the same runtime, of "kernel" over the fastest one.
+"over_dense" is over the dense network in the same runtime, of "kernel" over the fastest one. In 8 bits "nncf_int8" is
+OpenVINO on what NNCF makes of the float file; the others run the file of ``hscc.export_int8``.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ import json
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
 import hscc
 import torch
-from hscc.exports.model import export
 from torch import Tensor, nn
 
-from ..kernels.peers import runtimes
+from ..kernels.peers import HAS_OPENVINO, openvino_bound, runtimes
 from ..timing import header, interleaved, keep_freed_memory, ratio
+from .int8 import HAS_NNCF, openvino_int8
 from .sources import names, source
 from .times import aot
 from .whole import cached, compressed, ready
 
 TOLERANCE = 1e-4  # of the largest output
+Models = dict[str, tuple[nn.Module, float]]  # with FLOP reductions
+Way = tuple[Callable[[], object], Tensor, dict]  # a call, what it gave, facts
 
 
-def made(name: str, args: argparse.Namespace) -> tuple[dict[str, tuple[nn.Module, float]], Tensor]:
-    """The dense network, those with regions and the portable ones, with FLOP reductions; images that nobody has
-    seen."""
+def made(name: str, args: argparse.Namespace) -> tuple[Models, Tensor, Tensor]:
+    """The dense network, those with regions and the portable ones; images that nobody has seen; calibration images."""
     found = source(name, args.calibration, args.batch, args.size)
     models = {"dense": (ready(copy.deepcopy(found.dense)), 1.0)}
     for reduction, kind in product(args.reduction, args.kind):
@@ -47,42 +49,69 @@ def made(name: str, args: argparse.Namespace) -> tuple[dict[str, tuple[nn.Module
         file = cached(args.cache, label, config, found.images)
         model, facts = compressed(found.dense, found.images, config, file)
         models[f"{reduction:g}x {kind}"] = model.requires_grad_(False), facts["flop_reduction"]
-    return models, found.others
+    return models, found.others, found.images
 
 
-def measure(models: dict[str, tuple[nn.Module, float]], x: Tensor, args: argparse.Namespace) -> list[dict]:
-    """A row a network and runtime, all timed in turn."""
-    rows, calls = [], {}
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for kind, (model, reduction) in models.items():
-            path, wanted = Path(folder, "model.onnx"), model(x)
-            layers = [*export(model, path, example=x, dynamic=()).layers.values()]
-            facts = {"flop_reduction": round(reduction, 3), "layers": Counter(layers), "bytes": path.stat().st_size}
-            own = {}
-            for runtime, bound in runtimes(path.read_bytes(), x, args.threads).items():
-                bound.run()
-                own[runtime] = bound.run, bound.read()
-            package = aot(model, x, frozen=not layers)
-            own["kernel" if layers else "torch_aot"] = package, package()
-            for runtime, (call, found) in own.items():
-                error = ((found - wanted).abs().max() / wanted.abs().max()).item()
-                if not error <= TOLERANCE:
-                    raise ValueError(f"{kind}: got outputs of {runtime} that are off by {error:.2g}")
-                rows.append({"kind": kind, "runtime": runtime, **facts, "error": float(f"{error:.2g}")})
-                calls[kind, runtime] = call
-        times = interleaved(calls, args.rounds, slice_ms=100.0)
+def measure(models: Models, x: Tensor, images: Tensor, args: argparse.Namespace) -> list[dict]:
+    """A row a network and runtime, all timed in turn; in 8 bits what is calibrated on ``images``."""
+    rows, calls, dense = [], {}, models["dense"][0](x)
+    for kind, (model, reduction) in models.items():
+        wanted = model(x)
+        for runtime, (run, found, facts) in ways(model, x, images, args).items():
+            error, own = off(found, wanted), "int8" in runtime
+            if not own and not error <= TOLERANCE:
+                raise ValueError(f"{kind}: got outputs of {runtime} that are off by {error:.2g}")
+            facts |= {"flop_reduction": round(reduction, 3), "error": float(f"{error:.2g}")}
+            rows.append({"kind": kind, "runtime": runtime, **facts, "error_dense": float(f"{off(found, dense):.2g}")})
+            calls[kind, runtime] = run
+    times = interleaved(calls, args.rounds, slice_ms=100.0)
+    peers = {
+        bits: [key for key in times if key[0] == "dense" and ("int8" in key[1]) == (bits == 8)] for bits in (32, 8)
+    }
     for row in rows:
         key, peer = (row["kind"], row["runtime"]), ("dense", row["runtime"])
         row["ms"] = round(statistics.median(times[key]), 4)
-        peers = [peer] if peer in times else [one for one in times if one[0] == "dense"]
-        row["over_dense"] = round(ratio(times, peers, key), 3)
+        row["over_dense"] = round(ratio(times, [peer] if peer in times else peers["fp32"], key), 3)
         row["eta"] = round(row["over_dense"] / row["flop_reduction"], 3)
+        row |= {f"over_{name}": round(ratio(times, several, key), 3) for name, several in peers.items() if several}
     return rows
 
 
+def ways(model: nn.Module, x: Tensor, images: Tensor, args: argparse.Namespace) -> dict[str, Way]:
+    """The model in each runtime."""
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder, "model.onnx")
+        done = hscc.export(model, path, example=x, dynamic=())
+        layers = Counter(done.layers.values())
+        graph, facts = path.read_bytes(), {"layers": dict(layers), "bytes": done.bytes}
+        bound = {name: (one, facts) for name, one in runtimes(graph, x, args.threads).items()}
+        package = aot(model, x, frozen=not layers)
+        found = {"kernel" if layers else "torch_aot": (package, package(), facts)}
+        if args.int8 and set(layers) <= {"convolutions"}:
+            done = hscc.export_int8(model, path, images.split(len(x)), dynamic=())
+            eight = {**facts, "bytes": done.bytes}
+            bound |= {
+                f"{name}_int8": (one, eight) for name, one in runtimes(path.read_bytes(), x, args.threads).items()
+            }
+            if HAS_OPENVINO and HAS_NNCF:
+                quantised = openvino_int8(graph, [batch.numpy() for batch in images.split(len(x))])
+                bound["nncf_int8"] = openvino_bound(quantised, x, args.threads), facts
+    for name, (one, facts) in bound.items():
+        one.run()
+        found[name] = one.run, one.read(), dict(facts)
+    return found
+
+
+def off(found: Tensor, wanted: Tensor) -> float:
+    """The largest error relative to the largest output."""
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
 def told(row: dict) -> str:
-    text = "{network} {kind:14s} {runtime:12s} {ms:9.3f} ms  {flop_reduction:.2f}x fewer FLOPs".format(**row)
-    return text + "  {over_dense:.2f}x over dense  eta {eta:.3f}".format(**row)
+    text = "{network} {kind:14s} {runtime:16s} {ms:9.3f} ms  {flop_reduction:.2f}x fewer FLOPs".format(**row)
+    text += "  {over_dense:.2f}x over dense  eta {eta:.3f}".format(**row)
+    text += "".join(f"  {row[key]:.2f}x {key.replace('_', ' ')}" for key in ("over_fp32", "over_int8") if key in row)
+    return text + f"  error {row['error']:.2g}, of dense {row['error_dense']:.2g}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", nargs="+", choices=names(), default=["alexnet"])
     parser.add_argument("--reduction", type=float, nargs="+", default=[5.3], help="so many times fewer FLOPs")
     parser.add_argument("--kind", nargs="+", choices=["regions", "portable"], default=["regions", "portable"])
+    parser.add_argument("--int8", action="store_true", help="what has no regions in 8 bits as well")
     parser.add_argument("--rank-multiple", type=int, help="in place of what the config chooses")
     parser.add_argument("--size", type=int, default=224, help="height and width of made-up images")
     parser.add_argument("--threads", type=int, default=1)
@@ -107,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     head, rows = header(args.threads, args.batch), []
     print(json.dumps(head))
-    for name, (models, x) in networks.items():
-        for row in measure(models, x, args):
+    for name, (models, x, images) in networks.items():
+        for row in measure(models, x, images, args):
             rows.append({"network": name, "batch": args.batch, "threads": args.threads, **row})
             print(told(rows[-1]), flush=True)
     if args.json:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .compress import apply_, compress_, plan
     from .config import Budget, Config, energy, flops, params
     from .evaluation.comparison import Comparison, compare
+    from .exports.int8 import export_int8
     from .exports.model import export
     from .fit.finetune import FinetuneReport, finetune
     from .guard.guard import Guard
@@ -48,6 +49,7 @@ __all__ = [
     "compress_",
     "energy",
     "export",
+    "export_int8",
     "finetune",
     "flops",
     "fuse_",
@@ -68,6 +70,7 @@ _HOMES = {
     "compress": ("apply_", "compress_", "plan"),
     "config": ("Budget", "Config", "energy", "flops", "params"),
     "evaluation.comparison": ("Comparison", "compare"),
+    "exports.int8": ("export_int8",),
     "exports.model": ("export",),
     "fit.finetune": ("FinetuneReport", "finetune"),
     "guard.guard": ("Guard",),

@@ -125,8 +125,8 @@ class Config:
         memory: bytes that statistics and held passes may take, beside a forward and a backward pass of one batch; by
             default 4 GiB, or half of what the machine has available where that is less. Less makes the work longer; too
             little is told at once.
-        rank_multiple: ranks are multiples of this; by default 1, in ``portable`` networks 16, as runtimes compute in blocks
-            of so many channels, and fewer in narrow layers.
+        rank_multiple: ranks are multiples of this; by default 1, in ``portable`` networks 16, as runtimes compute in
+            blocks of so many channels, and fewer in narrow layers.
         ridge: shrinkage of the sequential fit, relative to the mean variance.
         faster_only: leave layers dense that would not get faster on this machine, which is measured for that once
             (some seconds; see ``hscc.latency``). Always so with a latency budget.

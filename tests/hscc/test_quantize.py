@@ -129,7 +129,7 @@ def test_compiled_exported_and_summarised(made, tmp_path) -> None:
     torch.testing.assert_close(compiled(x[0]), whole(x[0]))
     torch._dynamo.reset()
     assert hscc.export(whole, tmp_path / "int8.pt2", "export", example=x[0]).error < 1e-5
-    with pytest.raises(ValueError, match="in int8, expected float layers, or the format 'pt2' or 'export'"):
+    with pytest.raises(ValueError, match="in int8, expected float layers, which"):
         hscc.export(whole, tmp_path / "int8.onnx", example=x[0])
     ours, theirs = hscc.summary(whole, x[0]), hscc.summary(model, x[0])
     assert ours.flops == theirs.flops

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,20 +18,22 @@ from ..data.spec import METADATA_KEY, ImageSpec
 from ..nn.chain import ConvChain
 from ..nn.surgery import unwrapped
 from . import onnx, package, program
+from .mixing import mix_
 from .portable import as_portable, own_layers, regions
 from .sample import Sample
 
 SIGNATURE_KEY = "hscc.signature"
 FORMATS = {"onnx": onnx, "pt2": package, "export": program}
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of errors relative to the largest output
-Run = Callable[[Path, list[Tensor]], list[list[Tensor]]]
+Run = Callable[[list[Tensor]], list[list[Tensor]]]
 LOW_TOLERANCE = 2e-2  # of shorter floats
 
 
 @dataclass(frozen=True)
 class Exported:
     """What was written. ``error`` is the largest of all outputs on the example, relative to the largest output;
-    ``layers`` says what each compressed layer is there: "kernel", "convolutions", "masks" or "gathers"."""
+    ``layers`` says what each compressed layer is there: "kernel", "convolutions", "masks" or "gathers"; ``bits`` are
+    those of the weights of an :func:`hscc.export_int8`."""
 
     path: Path
     format: str
@@ -38,13 +41,15 @@ class Exported:
     error: float
     bytes: int
     layers: Mapping[str, str]
+    bits: int | None = None
 
     def __str__(self) -> str:
         kinds = [*self.layers.values()]
         told = ", ".join(f"{kinds.count(kind)} as {kind}" for kind in sorted(set(kinds))) or "none"
         sizes = ", ".join(self.dynamic) or "nothing"
+        format = self.format if self.bits is None else f"{self.format} in {self.bits} bits"
         return (
-            f"Wrote {self.path} ({self.format}, {self.bytes / 1e6:.1f} MB); compressed layers: {told}; any {sizes}; "
+            f"Wrote {self.path} ({format}, {self.bytes / 1e6:.1f} MB); compressed layers: {told}; any {sizes}; "
             f"error {self.error:.1g} of the largest output."
         )
 
@@ -79,25 +84,47 @@ def export(
     """
     if format not in FORMATS:
         raise ValueError(f"format: got {format!r}, expected one of {list(FORMATS)}")
-    model, path, metadata = unwrapped(model), Path(path), dict(metadata or {})
-    if model.training:
-        raise ValueError("model: got one in training mode, expected model.eval()")
+    model, path = ready(model, path)
     if format != "onnx" and path.suffix != ".pt2":
         raise ValueError(f"path: got {str(path)!r}, expected one that ends in .pt2 for format {format!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: got {str(path)!r}, expected a file in an existing folder")
     if format == "onnx":
         onnx.require()
+    metadata = dict(metadata or {})
     sample = Sample.of(model, _example(metadata) if example is None else example, dynamic)
-    wanted = _outputs(model, sample)
-    metadata.setdefault(SIGNATURE_KEY, sample.signature(wanted))
+    with placed(path) as written:
+        layers, error = write(model, sample, format, written, metadata)
+    return Exported(path, format, sample.dynamic, error, path.stat().st_size, layers)
+
+
+def ready(model: nn.Module, path: str | Path) -> tuple[nn.Module, Path]:
+    """Both, if a file of the model can be written there; ValueError or FileNotFoundError otherwise."""
+    model, path = unwrapped(model), Path(path)
+    if model.training:
+        raise ValueError("model: got one in training mode, expected model.eval()")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: got {str(path)!r}, expected a file in an existing folder")
+    return model, path
+
+
+@contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of ``path`` at the end of the block, unless there was an error."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder, path.name)
-        with _form(model, sample, format) as layers:
-            FORMATS[format].write(model, sample, written, metadata)
-        error = _checked(FORMATS[format].run, written, sample, wanted)
+        yield written
         os.replace(written, path)
-    return Exported(path, format, sample.dynamic, error, path.stat().st_size, layers)
+
+
+def write(
+    model: nn.Module, sample: Sample, format: str, path: Path, metadata: Mapping[str, str]
+) -> tuple[dict[str, str], float]:
+    """Writes the file and runs it: what the layers are there, and its error, or ValueError where it is not right."""
+    wanted = outputs(model, sample.checks)
+    metadata = {SIGNATURE_KEY: sample.signature(wanted), **metadata}
+    with _form(model, sample, format) as layers:
+        FORMATS[format].write(model, sample, path, metadata)
+    tolerance = TOLERANCE.get(sample.x.dtype, LOW_TOLERANCE)
+    return layers, checked(partial(FORMATS[format].run, path), sample.checks, wanted, tolerance)
 
 
 @contextmanager
@@ -116,6 +143,7 @@ def _form(model: nn.Module, sample: Sample, format: str) -> Iterator[dict[str, s
         )
     if format == "onnx":
         with as_portable(model, sample.x) as forms:
+            mix_(model)  # so that whoever rounds the file to 8 bits loses little
             yield chains | forms
     else:
         yield chains | dict.fromkeys(own, "kernel")
@@ -128,26 +156,26 @@ def _example(metadata: Mapping[str, str]) -> tuple[int, ...]:
     return (1, spec.channels, *spec.size)
 
 
-def _outputs(model: nn.Module, sample: Sample) -> list[list[Tensor]]:
-    """The model's on each of the sample's checks."""
-    outputs = []
-    for x in sample.checks:
+def outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The model's on each; the first is the example, others have other sizes."""
+    found = []
+    for x in inputs:
         try:
             with torch.no_grad():
-                outputs.append(tree_leaves(model(x)))
+                found.append(tree_leaves(model(x)))
         except Exception as error:
             told = str(error).strip().partition("\n")[0] or type(error).__name__
-            name = "dynamic" if outputs else "example"
+            name = "dynamic" if found else "example"
             raise ValueError(
                 f"{name}: got {tuple(x.shape)}, which the model does not take ({told}), expected what it takes"
             ) from error
-    return outputs
+    return found
 
 
-def _checked(run: Run, path: Path, sample: Sample, wanted: list[list[Tensor]]) -> float:
-    """The error of the file's outputs; ValueError where it is more than rounding."""
+def checked(run: Run, inputs: list[Tensor], wanted: list[list[Tensor]], tolerance: float) -> float:
+    """The error of a file's outputs; ValueError where it is more than that."""
     try:
-        found = run(path, sample.checks)
+        found = run(inputs)
     except Exception as error:
         told = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"model: got a file that does not run ({told}), expected one that does") from error
@@ -159,6 +187,6 @@ def _checked(run: Run, path: Path, sample: Sample, wanted: list[list[Tensor]]) -
             )
         off = (got.to(expected) - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
         worst = max(worst, float("inf") if off.isnan() else off.item())
-    if not worst <= (tolerance := TOLERANCE.get(sample.x.dtype, LOW_TOLERANCE)):
+    if not worst <= tolerance:
         raise ValueError(f"model: got a file whose outputs are off by {worst:.2g}, expected at most {tolerance:g}")
     return worst

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hscc_kernels import PackedPlan
 from hscc_kernels.plan import DENSE, WorkItem
 
+from ..nn.chain import ConvChain
 from ..nn.conv2d import HSCConv2d
 from ..nn.int8 import Int8Conv2d
 from ..nn.padding import SAME, padded
@@ -43,7 +44,7 @@ class Masked(nn.Module):
 
     def __init__(self, first: nn.Conv2d, second: nn.Conv2d, bias: Tensor, index: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.first, self.second, self.bias = first, second, _fresh(bias)
+        self.first, self.second, self.bias = first, second, fresh(bias)
         for name in ("rows", "owner", "labels"):
             self.register_buffer(name, index[name])
         self.shared = len(self.rows) > first.out_channels
@@ -114,7 +115,7 @@ def portable(layer: HSCConv2d | Projection, size: Size | None = None) -> nn.Modu
         modules.append(make(_resized(layer, size), layer.bias.detach()))
     if layer.activation == "relu":
         modules.append(nn.ReLU())
-    return nn.Sequential(*modules).train(layer.training)
+    return ConvChain(*modules).train(layer.training)
 
 
 def own_layers(model: nn.Module) -> dict[str, HSCConv2d | Projection]:
@@ -151,7 +152,8 @@ def as_portable(model: nn.Module, x: Tensor) -> Iterator[dict[str, str]]:
     seen, modules = sizes(model, x), dict(model.named_modules())
     if whole := [name for name in seen if isinstance(modules[name], Int8Conv2d)]:
         raise ValueError(
-            f"model: got layer {whole[0]!r} in int8, expected float layers, or the format 'pt2' or 'export'"
+            f"model: got layer {whole[0]!r} in int8, expected float layers, which hscc.export_int8 rounds, "
+            "or the format 'pt2' or 'export'"
         )
     for name, several in seen.items():
         if len(several) > 1 and regions(modules[name]) > 1:
@@ -266,7 +268,7 @@ def _channels_first(conv: nn.Module) -> nn.Module:
     if set(conv._parameters) != {"weight", "bias"}:
         return conv
     own = copy.copy(conv)
-    own._parameters = {**conv._parameters, "weight": _fresh(conv.weight)}
+    own._parameters = {**conv._parameters, "weight": fresh(conv.weight)}
     return own
 
 
@@ -282,13 +284,13 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 
 def _filled(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    module.weight = _fresh(weight)
+    module.weight = fresh(weight)
     if bias is not None:
-        module.bias = _fresh(bias)
+        module.bias = fresh(bias)
     return module
 
 
-def _fresh(tensor: Tensor) -> nn.Parameter:
+def fresh(tensor: Tensor) -> nn.Parameter:
     """A copy with the usual strides: those of a size of 1 are free, and say "channels last" where they are."""
     own = tensor.detach().clone(memory_format=torch.contiguous_format)
     return nn.Parameter(own, requires_grad=False)

@@ -1,0 +1,144 @@
+"""ONNX files in 8 bits, by ONNX Runtime's quantiser."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..observe.data import Calibration
+from . import onnx as file
+from .model import Exported, checked, outputs, placed, ready, write
+from .portable import own_layers, regions
+from .sample import Sample
+
+TOLERANCE = 0.5  # of the largest output: what is off by more is not the model
+KEPT = 64  # calibration images that the file is run on
+
+
+def export_int8(
+    model: nn.Module,
+    path: str | Path,
+    calibration: Iterable,
+    *,
+    bits: int = 8,
+    dynamic: Sequence[str] = ("batch",),
+    metadata: Mapping[str, str] | None = None,
+) -> Exported:
+    """Writes a model, dense or compressed with ``Config(portable=True)``, as an ONNX file that computes in 8 bits.
+
+    ONNX Runtime, OpenVINO and others run it: everything that they can, in uint8 and int8 with sums of 32 bits. It is
+    first written and checked in float32 (:func:`hscc.export`), then rounded by ``onnxruntime.quantization``. Factors of
+    a layer are turned by a rotation before, which changes nothing but what rounding costs.
+
+    Args:
+        model: float32, in evaluation mode; takes one tensor (N, C, H, W). It is left as it was.
+        calibration: unlabelled images as for :func:`hscc.compress_`, some hundred; the largest values on the way set
+            the scales.
+        bits: of weights; 7 for processors without VNNI, where sums of products of 8 would not fit.
+        dynamic, metadata: as for :func:`hscc.export`.
+
+    Returns:
+        Its ``error`` is the largest on up to 64 of the images, relative to the largest output.
+
+    Raises:
+        TypeError, ValueError: the model cannot be exported so, has layers with regions, or is nothing like itself in 8
+            bits: off by over half of the largest output. An existing file then stays.
+        ImportError: without ``hscc[onnx]``.
+    """
+    if bits not in (7, 8):
+        raise ValueError(f"bits: got {bits!r}, expected 8, or 7 for processors without VNNI")
+    model, path = ready(model, path)
+    file.require()
+    if odd := [name for name, layer in own_layers(model).items() if regions(layer) > 1]:
+        raise ValueError(
+            f"model: got layer {odd[0]!r} with regions, expected one compressed with Config(portable=True)"
+        )
+    batches = [*map(_images, Calibration.of(model, calibration).batches())]
+    sample = Sample.of(model, batches[0][:1], dynamic)
+    if sample.x.dtype != torch.float32:
+        raise ValueError(f"model: got {sample.x.dtype}, expected torch.float32")
+    shown = [*sample.checks, *_first(batches)]
+    wanted = outputs(model, shown)
+    with placed(path) as written:
+        layers, _ = write(model, sample, "onnx", written, dict(metadata or {}))
+        quantise(written, batches, bits)
+        error = checked(partial(file.run, written), shown, wanted, TOLERANCE)
+    return Exported(path, "onnx", sample.dynamic, error, path.stat().st_size, layers, bits)
+
+
+def quantise(path: Path, batches: Sequence[Tensor], bits: int) -> None:
+    """The float32 file becomes one of QuantizeLinear and DequantizeLinear, between which runtimes compute in 8 bits.
+
+    Weights are int8 with a scale an output channel (of 7 bits for processors without VNNI, on which sums of two
+    products of 8 would not fit), all other tensors uint8 with a scale each, for the range that they have on
+    ``batches``. Batch norms that no convolution takes up stay float.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    told = onnx.load(path).metadata_props
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
+        ready, done = (str(Path(folder, name)) for name in ("ready.onnx", "done.onnx"))
+        quant_pre_process(str(path), ready)
+        norms = [node.name for node in onnx.load(ready).graph.node if node.op_type == "BatchNormalization"]
+        quantize_static(
+            ready,
+            done,
+            _Reader(batches),
+            per_channel=True,
+            reduce_range=bits == 7,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=norms,
+        )
+        made = onnx.load(done)
+        del made.metadata_props[:]
+        made.metadata_props.extend(told)
+        onnx.save(made, path)
+
+
+def _images(batch: object) -> Tensor:
+    if not isinstance(batch, Tensor) or batch.ndim != 4 or not batch.is_floating_point():
+        got = f"{batch.dtype} {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+        raise ValueError(f"calibration: got a batch of {got}, expected floating point (N, C, H, W)")
+    return batch
+
+
+def _first(batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    left = KEPT
+    for batch in batches:
+        if left > 0:
+            yield batch[:left]
+        left -= len(batch)
+
+
+class _Reader:
+    """Calibration data as the quantiser takes them."""
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self._left = iter(batches)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self._left, None)
+        return None if batch is None else {"x": batch.numpy(force=True)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, the quantiser's advice to pre-process, which was done, is not logged."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
