@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from ..serving.guarding import Guarded
     from ..serving.models import Served
 
+WHOLE = (".pt2", ".onnx")  # files that need no function
 POLICIES = ("flag", "reject", "dense", "off")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """``source`` is the ``file.py:function`` that builds the network of weights; None for a package."""
+    """``source`` is the ``file.py:function`` that builds the network of weights; None for a file of :data:`WHOLE`."""
 
     name: str
     file: Path
@@ -31,8 +32,8 @@ class Wanted:
         file, _, source = rest.partition(",") if equals else text.partition(",")
         path = Path(file)
         if not path.is_file():
-            raise FileNotFoundError(f"models: got {file!r}, expected a file of weights, or a .pt2 package")
-        if path.suffix != ".pt2" and not (source or model):
+            raise FileNotFoundError(f"models: got {file!r}, expected a file of weights, a .pt2 package or ONNX")
+        if path.suffix not in WHOLE and not (source or model):
             raise ValueError(f"model: got none for {file!r}, expected --model file.py:function that builds the network")
         return cls(name if equals else path.stem, path, source or model)
 
@@ -83,7 +84,7 @@ class Policy:
         from ..io.checkpoint import load_guard
         from ..serving.guarding import Guarded
 
-        guard = None if self.name == "off" or wanted.file.suffix == ".pt2" else load_guard(wanted.file)
+        guard = None if self.name == "off" or wanted.file.suffix in WHOLE else load_guard(wanted.file)
         if guard is not None:
             dense = None if self.dense is None else Wanted(self.dense.stem, self.dense, wanted.source).load(any_size)
             return Guarded(guard, self.name, dense)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,8 +33,8 @@ LOW_TOLERANCE = 2e-2  # of shorter floats
 @dataclass(frozen=True)
 class Exported:
     """What was written. ``error`` is the largest of all outputs on the example, relative to the largest output;
-    ``layers`` says what each compressed layer is there: "kernel", "convolutions", "masks" or "gathers"; ``bits`` are
-    those of the weights of an :func:`hscc.export_int8`."""
+    ``layers`` says what each compressed layer is there: "kernel", "convolutions", "masks" or "gathers". ``bits`` are
+    those of the weights of an :func:`hscc.export_int8`, whose ``error`` is another."""
 
     path: Path
     format: str
@@ -50,7 +51,7 @@ class Exported:
         format = self.format if self.bits is None else f"{self.format} in {self.bits} bits"
         return (
             f"Wrote {self.path} ({format}, {self.bytes / 1e6:.1f} MB); compressed layers: {told}; any {sizes}; "
-            f"error {self.error:.1g} of the largest output."
+            f"error {self.error:.1g} of the {'largest output' if self.bits is None else 'outputs'}."
         )
 
 
@@ -174,19 +175,31 @@ def outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
 
 def checked(run: Run, inputs: list[Tensor], wanted: list[list[Tensor]], tolerance: float) -> float:
     """The error of a file's outputs; ValueError where it is more than that."""
+    worst = 0.0
+    for got, expected in compared(run, inputs, wanted):
+        off = (got - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
+        worst = max(worst, math.inf if off.isnan() else off.item())
+    return within(worst, tolerance)
+
+
+def within(error: float, tolerance: float) -> float:
+    """The error; ValueError where it is more than that, or NaN."""
+    if not error <= tolerance:
+        raise ValueError(f"model: got a file whose outputs are off by {error:.2g}, expected at most {tolerance:g}")
+    return error
+
+
+def compared(run: Run, inputs: list[Tensor], wanted: list[list[Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """(got, expected) of each input and output of the file; ValueError where it does not run, or gives other shapes."""
     try:
         found = run(inputs)
     except Exception as error:
         told = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"model: got a file that does not run ({told}), expected one that does") from error
-    worst = 0.0
-    for got, expected in zip((t for many in found for t in many), (t for many in wanted for t in many), strict=True):
+    pairs = [*zip((t for many in found for t in many), (t for many in wanted for t in many), strict=True)]
+    for got, expected in pairs:
         if got.shape != expected.shape:
             raise ValueError(
                 f"model: got outputs {tuple(got.shape)} from the file, expected {tuple(expected.shape)} as from it"
             )
-        off = (got.to(expected) - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
-        worst = max(worst, float("inf") if off.isnan() else off.item())
-    if not worst <= tolerance:
-        raise ValueError(f"model: got a file whose outputs are off by {worst:.2g}, expected at most {tolerance:g}")
-    return worst
+    return [(got.to(expected), expected) for got, expected in pairs]

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..data.spec import METADATA_KEY, ImageSpec
 from .checkpoint import load_, read_metadata
+from .session import OnnxSession
 
 _folders: set[Path] = set()  # of the files run so far
 
@@ -108,17 +109,22 @@ def _top(name: str) -> str:
 def load_model(source: str, weights: str | Path) -> tuple[nn.Module, ImageSpec]:
     """The model of ``file.py:function`` with dense or compressed weights, and what images it wants.
 
+    What ends in .onnx is a whole model (:class:`~hscc.io.session.OnnxSession`), and the source is not looked at.
+
     Raises as :func:`build_model`, and FileNotFoundError or ValueError when the weights are missing, damaged, or misfit.
     """
     from safetensors.torch import load_file
 
-    metadata = read_metadata(weights)
+    whole = OnnxSession(weights) if Path(weights).suffix == ".onnx" else None
+    metadata = read_metadata(weights) if whole is None else whole.metadata
     if METADATA_KEY not in metadata:
         raise ValueError(f"{weights}: got no {METADATA_KEY!r} in the header, expected hscc.data.spec.ImageSpec as JSON")
     try:
         spec = ImageSpec.from_json(metadata[METADATA_KEY])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{weights}: got a damaged {METADATA_KEY!r} ({error}), expected ImageSpec as JSON") from error
+    if whole is not None:
+        return whole, spec
     model = build_model(source)
     if "hscc" in metadata:
         load_(model, weights)

@@ -20,11 +20,12 @@ from ..nn.chain import ConvChain
 from ..nn.conv2d import HSCConv2d
 from ..nn.fuse import fuse_
 from ..nn.projection import SqueezedConv2d
-from .packages import Package, open_package
+from .packages import Package, open_onnx, open_package
 from .signature import DATATYPES, TensorSpec, named
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 OURS = (HSCConv2d, SqueezedConv2d, ConvChain)
+WHOLE = {".pt2": open_package, ".onnx": open_onnx}  # files that say all by themselves
 STEP = 32  # pixels more in each direction show which sizes of the outputs follow the image's
 
 
@@ -36,12 +37,12 @@ class Served:
 
     Args:
         module: in evaluation mode.
-        kind: "compressed", "dense", "package" (AOTInductor) or "program" (torch.export).
+        kind: "compressed", "dense", "package" (AOTInductor), "program" (torch.export) or "onnx".
         digest: SHA-256 of the file, in hex; empty without one.
         images: how files become inputs, where that is known.
         example: (C, H, W) of the images to warm up with.
         batches: fewest and most images that the model itself takes at a time; None is no limit.
-        device: the only one, by type, that a package or program was made for; None is any.
+        device: the only one, by type, that a file was made for; None is any.
     """
 
     module: Callable[[Tensor], Any]
@@ -70,12 +71,12 @@ class Served:
         any_size: bool = False,
         fuse: bool = True,
     ) -> Served:
-        """A weights file (dense or compressed), or by its suffix .pt2 an AOTInductor package or an exported program.
+        """A weights file (dense or compressed), or by its suffix an ONNX file, or a .pt2: package or exported program.
 
         A .pt2 file holds code that runs here: load none of people you would not take a program from.
 
         Args:
-            source: ``file.py:function`` that builds the network; weights files need it, .pt2 files have their own.
+            source: ``file.py:function`` that builds the network; weights files need it, others have their own.
             name: the file's without its suffix, by default.
             any_size: other H x W than the image spec's are answered, too.
             fuse: faster, by :func:`hscc.fuse_`; False for a guard that looks at what convolutions give (``hscc.Guard``
@@ -88,8 +89,8 @@ class Served:
         if not path.is_file():
             raise FileNotFoundError(f"model: got {str(path)!r}, expected a file")
         name, digest = name or path.stem, hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.suffix == ".pt2":
-            return replace(_of_package(open_package(path), name), digest=digest)
+        if path.suffix in WHOLE:
+            return replace(_of_package(WHOLE[path.suffix](path), name), digest=digest)
         if source is None:
             raise ValueError(f"source: got none for {str(path)!r}, expected file.py:function that builds the network")
         module, images = load_model(source, path)

@@ -1,10 +1,10 @@
-"""Files that end in .pt2: AOTInductor packages and exported programs, and what their headers say."""
+"""Files that are whole models: AOTInductor packages, exported programs and ONNX, and what their headers say."""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,13 @@ from torch import Tensor
 import hscc_kernels  # noqa: F401 (registers the ops that a package calls)
 
 from ..data.spec import METADATA_KEY, ImageSpec
+from ..io.session import OnnxSession
 from .signature import DATATYPES, TensorSpec
 
 SIGNATURE_KEY = (
     "hscc.signature"  # {"inputs": [{"name", "dtype", "shape"}], "outputs": [...]}: "float32", -1 is any size
 )
+Signature = Sequence[tuple[TensorSpec, ...]]  # inputs, outputs
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,29 @@ def open_package(path: Path) -> Package:
     if any("/data/aotinductor/" in name for name in names):
         kind, (run, own) = "package", _package(path)
         facts, device = own | facts | _beside(path), own.get("AOTI_DEVICE_KEY", "cpu")
-        inputs, outputs = _stated(path, facts)
-        run = partial(_by_name, run, [one.name for one in outputs])
+        signature = _stated(path, facts)
+        run = partial(_by_name, run, [one.name for one in signature[1]])
     elif any("/models/" in name for name in names):
-        kind, (run, inputs, outputs, most, device) = "program", _program(path)
+        kind, (run, *signature, most, device) = "program", _program(path)
         facts |= _beside(path)
     else:
         raise ValueError(f"{path}: got an archive of something else, expected an AOTInductor package or a program")
+    return _opened(path, (kind, device), run, signature, facts, most)
+
+
+def open_onnx(path: Path) -> Package:
+    """Reads an ONNX file, which ONNX Runtime runs on the CPU; raises as :class:`~hscc.io.session.OnnxSession`."""
+    model = OnnxSession(path)
+    sides = (model.inputs, model.outputs)
+    signature = [tuple(TensorSpec(one.name, DATATYPES[one.dtype], one.shape) for one in side) for side in sides]
+    return _opened(path, ("onnx", "cpu"), model.by_name, signature, model.metadata, None)
+
+
+def _opened(
+    path: Path, where: tuple[str, str], run: Callable, signature: Signature, facts: Mapping[str, str], most: int | None
+) -> Package:
+    """``where``: kind and device. The number of images is open in specs, whatever the file takes."""
+    inputs, outputs = signature
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] < 1:
         got = ", ".join(f"{one.name} {one.shape}" for one in inputs)
         raise ValueError(f"{path}: got inputs {got}, expected one (n, C, H, W)")
@@ -72,6 +90,7 @@ def open_package(path: Path) -> Package:
     example = (shape[0], *(own if own != -1 else usual for own, usual in zip(shape[1:], size, strict=True)))
     free = (TensorSpec(inputs[0].name, inputs[0].dtype, (-1, *shape)),)
     rows = tuple(TensorSpec(one.name, one.dtype, (-1, *one.shape[1:])) for one in outputs)
+    kind, device = where
     return Package(run, kind, free, rows, images, example, (1, most) if n == -1 else (n, n), device)
 
 
@@ -101,7 +120,7 @@ def _by_name(run: Callable[[Tensor], list[Tensor]], names: list[str], x: Tensor)
     return dict(zip(names, run(x), strict=True))
 
 
-def _stated(path: Path, facts: dict[str, str]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def _stated(path: Path, facts: Mapping[str, str]) -> Signature:
     if SIGNATURE_KEY not in facts:
         raise ValueError(f"{path}: got a package without {SIGNATURE_KEY!r}, expected it in its metadata or in a .json")
     try:

@@ -74,6 +74,28 @@ def test_any_size(folder: Path) -> None:
         Served.load(folder / "dense.safetensors", source, name="../net")
 
 
+@pytest.mark.parametrize("int8", [False, True])
+def test_onnx(start, folder: Path, tmp_path: Path, int8: bool) -> None:
+    pytest.importorskip("onnx", reason="needs hscc[onnx]")
+    model, told = alone(folder, "dense.safetensors"), {"hscc.images": SPEC.to_json()}
+    images = torch.nn.functional.interpolate(torch.randn(16, 3, 8, 8), size=(32, 32), mode="bilinear")
+    file = tmp_path / "net.onnx"
+    if int8:
+        hscc.export_int8(model, file, images, metadata=told)
+    else:
+        hscc.export(model, file, example=images[:1], metadata=told)
+    served = Served.load(file)
+    assert (served.name, served.kind, served.images, served.device) == ("net", "onnx", SPEC, "cpu")
+    assert served.inputs == (TensorSpec("x", "FP32", (-1, 3, 32, 32)),)
+    assert served.outputs == (TensorSpec("y", "FP32", (-1, 4)),)
+    with torch.inference_mode():
+        expected = model(images[:5])
+    found = start(served).infer_sync(images[:5]).outputs["y"]
+    close = {"rtol": 0, "atol": 0.05 * expected.abs().max().item()} if int8 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(found, expected, **close)
+    assert not (int8 and torch.equal(found, expected))
+
+
 def test_outputs_by_name() -> None:
     class Several(nn.Module):
         def forward(self, x: Tensor) -> dict[str, Tensor]:

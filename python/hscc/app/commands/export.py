@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ..images import spread
 from ..options import Json, Model, Threads, Weights, app, check_folder, set_threads, write_json
+
+BATCH = 8  # calibration images that are in memory with all that is between layers
 
 
 @app.command()
@@ -21,6 +24,10 @@ def export(
     ] = None,
     fixed: Annotated[bool, typer.Option("--fixed", help="No size stays open: one image a call.")] = False,
     fuse: Annotated[bool, typer.Option(help="Fold batch norms and ReLUs into the layers first.")] = True,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX in 8 bits, of what is dense or --portable.")] = False,
+    data: Annotated[Path | None, typer.Option(help="For --int8: calibration images, as for hscc compress.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Of these, at most.")] = 256,
+    bits: Annotated[int, typer.Option(help="Of weights with --int8; 7 for processors without VNNI.")] = 8,
     threads: Threads = None,
     json_file: Json = None,
 ) -> None:
@@ -28,11 +35,15 @@ def export(
 
     Without --dynamic and --fixed the number of images stays open.
 
-    Example: hscc export --model examples/brain_mri/model.py:build --weights small.safetensors --out small.onnx
+    Example: hscc export --model examples/brain_mri/model.py:build --weights small.safetensors --out small.onnx --int8
+    --data data/brain_mri/calibration
     """
     from dataclasses import asdict
 
+    from torch.utils.data import DataLoader
+
     from ...data.spec import METADATA_KEY
+    from ...exports.int8 import export_int8
     from ...exports.model import export as write
     from ...io.loading import load_model
     from ...nn.fuse import fuse_
@@ -41,10 +52,23 @@ def export(
     check_folder(out)
     if fixed and dynamic:
         raise ValueError(f"dynamic: got {dynamic} with --fixed, expected one of them")
+    if int8 != (data is not None):
+        raise ValueError(
+            "data: got images without --int8, expected both" if data else "int8: got no --data, expected both"
+        )
+    if int8 and format != "onnx":
+        raise ValueError(
+            f"format: got {format!r} with --int8, expected 'onnx'; hscc compress --int8 is for our kernels"
+        )
     network, spec = load_model(model, weights)
     if fuse:
         fuse_(network)
     sizes = [] if fixed else dynamic or ["batch"]
-    done = write(network, out, format, dynamic=sizes, metadata={METADATA_KEY: spec.to_json()})
+    told = {METADATA_KEY: spec.to_json()}
+    if data is not None:
+        images = DataLoader(spread(data, spec, limit), BATCH)
+        done = export_int8(network, out, images, bits=bits, dynamic=sizes, metadata=told)
+    else:
+        done = write(network, out, format, dynamic=sizes, metadata=told)
     typer.echo(str(done))
     write_json(json_file, {**asdict(done), "path": str(done.path)})

@@ -25,7 +25,7 @@ MIB = 2**20
 
 @app.command()
 def serve(
-    models: Annotated[list[str], typer.Argument(help="[NAME=]FILE[,file.py:function]: weights, or a .pt2 package.")],
+    models: Annotated[list[str], typer.Argument(help="[NAME=]FILE[,file.py:function]: weights, .pt2 or ONNX.")],
     model: Annotated[str | None, typer.Option(help="Builds the networks of weights that name no function.")] = None,
     host: Annotated[str, typer.Option(help="Address; any but this machine's own needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of HTTP.")] = 8000,

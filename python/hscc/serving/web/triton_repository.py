@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from ..models import Served
+from ..models import WHOLE, Served
 from ..signature import TensorSpec
 
 TYPES = {"BF16": "TYPE_BF16", **{f"FP{bits}": f"TYPE_FP{bits}" for bits in (16, 32, 64)}}
@@ -32,7 +32,7 @@ def write(root: Path, name: str, file: Path, source: str | None, batch: int = 16
     shutil.copyfile(Path(__file__).with_name("triton_model.py"), version / "model.py")
     shutil.copyfile(file, version / file.name)
     texts = {"file": file.name}
-    if source is not None and file.suffix != ".pt2":
+    if source is not None and file.suffix not in WHOLE:
         python, _, function = source.partition(":")
         shutil.copyfile(python, version / "network.py")
         texts["function"] = function or "build"
