@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -109,22 +109,12 @@ def _top(name: str) -> str:
 def load_model(source: str, weights: str | Path) -> tuple[nn.Module, ImageSpec]:
     """The model of ``file.py:function`` with dense or compressed weights, and what images it wants.
 
-    What ends in .onnx is a whole model (:class:`~hscc.io.session.OnnxSession`), and the source is not looked at.
-
     Raises as :func:`build_model`, and FileNotFoundError or ValueError when the weights are missing, damaged, or misfit.
     """
     from safetensors.torch import load_file
 
-    whole = OnnxSession(weights) if Path(weights).suffix == ".onnx" else None
-    metadata = read_metadata(weights) if whole is None else whole.metadata
-    if METADATA_KEY not in metadata:
-        raise ValueError(f"{weights}: got no {METADATA_KEY!r} in the header, expected hscc.data.spec.ImageSpec as JSON")
-    try:
-        spec = ImageSpec.from_json(metadata[METADATA_KEY])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{weights}: got a damaged {METADATA_KEY!r} ({error}), expected ImageSpec as JSON") from error
-    if whole is not None:
-        return whole, spec
+    metadata = read_metadata(weights)
+    spec = _spec(metadata, weights)
     model = build_model(source)
     if "hscc" in metadata:
         load_(model, weights)
@@ -134,3 +124,20 @@ def load_model(source: str, weights: str | Path) -> tuple[nn.Module, ImageSpec]:
         except RuntimeError as error:
             raise ValueError(f"{weights}: got weights that do not fit {source!r}: {error}") from error
     return model.eval(), spec
+
+
+def open_model(source: str, file: str | Path) -> tuple[nn.Module, ImageSpec]:
+    """As :func:`load_model`, to be run alone: a file that ends in .onnx is the model itself, without a source."""
+    if Path(file).suffix != ".onnx":
+        return load_model(source, file)
+    model = OnnxSession(file)
+    return model, _spec(model.metadata, file)
+
+
+def _spec(metadata: Mapping[str, str], file: str | Path) -> ImageSpec:
+    if METADATA_KEY not in metadata:
+        raise ValueError(f"{file}: got no {METADATA_KEY!r} in the header, expected hscc.data.spec.ImageSpec as JSON")
+    try:
+        return ImageSpec.from_json(metadata[METADATA_KEY])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: got a damaged {METADATA_KEY!r} ({error}), expected ImageSpec as JSON") from error

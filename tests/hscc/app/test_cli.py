@@ -39,6 +39,32 @@ def test_compress_then_evaluate(work: Path, hscc) -> None:
     assert f"accuracy {100 * accuracies[-1]:.2f} %" in out
 
 
+def test_in_8_bits_and_evaluated(work: Path, hscc) -> None:
+    pytest.importorskip("onnx", reason="needs hscc[onnx]")
+    model, data = ("--model", "model.py:build"), ("--data", "data")
+    code, out, errors = hscc("compress", *NETWORK, "--portable", "--flops", "1.5", "--out", "plain.safetensors")
+    assert code == 0, errors
+    given = (*model, "--weights", "plain.safetensors", "--out", "plain.onnx", "--int8")
+    code, out, errors = hscc("export", *given, *data, "--limit", "8", "--json", "x.json")
+    assert code == 0, errors
+    assert "onnx in 8 bits" in out
+    assert json.loads((work / "x.json").read_text())["bits"] == 8
+    code, out, errors = hscc("evaluate", *model, "--weights", "plain.onnx", *data, "--against", "plain.safetensors")
+    assert code == 0, errors
+    assert "24 images" in out
+    for wrong, message in (
+        ((), "data: got none with --int8, expected both or neither"),
+        ((*data, "--format", "pt2"), "format: got 'pt2' with --int8, expected 'onnx'"),
+        ((*data, "--bits", "5"), "bits: got 5, expected 8, or 7"),
+    ):
+        code, _, errors = hscc("export", *given, *wrong)
+        assert (code, message in errors) == (1, True), errors
+    code, _, errors = hscc(
+        "compress", *model, "--weights", "plain.onnx", *data, "--flops", "2", "--out", "y.safetensors"
+    )
+    assert (code, "plain.onnx" in errors) == (1, True), errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,7 +10,7 @@ import hscc
 import pytest
 import torch
 from hscc.data.spec import ImageSpec
-from hscc.io.loading import load_model
+from hscc.io.loading import load_model, open_model
 from hscc.io.session import OnnxSession
 from torch import Tensor, nn
 
@@ -48,10 +48,12 @@ def test_outputs_and_copies(made) -> None:
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_loaded_as_weights_are(made) -> None:
-    loaded, spec = load_model("no_such_file.py", made[1])
-    assert isinstance(loaded, OnnxSession)
+def test_opened_as_weights_are(made) -> None:
+    opened, spec = open_model("no_such_file.py", made[1])
+    assert isinstance(opened, OnnxSession)
     assert spec == SPEC
+    with pytest.raises(ValueError, match=r"two\.onnx"):  # what is to be compressed or trained is not
+        load_model("no_such_file.py", made[1])
 
 
 def test_what_is_none(made, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def evaluate(
     threads: Threads = None,
     json_file: Json = None,
 ) -> None:
-    """Accuracy, F1 and latency of a dense or compressed network on class folders of images.
+    """Accuracy, F1 and latency of a dense or compressed network, or of an ONNX file, on class folders of images.
 
     The largest output wins; a single one, for two classes, is a logit: above 0 is the second class.
 
@@ -48,21 +48,21 @@ def evaluate(
     from ...evaluation.verdict import check
     from ...guard.guarded import GuardedModel
     from ...io.checkpoint import load_guard
-    from ...io.loading import load_model
+    from ...io.loading import open_model
 
     set_threads(threads)
     check(margin, confidence)
     if against is None and (group or require_equivalent):
         raise ValueError("against: got no file, expected the dense network's weights for --group, --require-equivalent")
-    network, spec = load_model(model, weights)
-    dense, dense_spec = (None, spec) if against is None else load_model(model, against)
+    network, spec = open_model(model, weights)
+    dense, dense_spec = (None, spec) if against is None else open_model(model, against)
     if dense_spec != spec:
         raise ValueError(f"against: got {str(against)!r}, expected one for the images and classes of {str(weights)!r}")
     folders = open_labelled(data, spec, labels=labels, slices=Slices.parse(slices), skip_broken=skip_broken)
     tell_broken(folders)
     tell(folders.unlisted, f"have no row in {labels or data}")
     groups = _groups(folders, group or [])
-    guard = load_guard(weights)
+    guard = None if weights.suffix == ".onnx" else load_guard(weights)
     judged = network if guard is None else GuardedModel(network, guard)
     models = [judged] if dense is None else [judged, dense]
     outputs, *dense_outputs = collect(models, DataLoader(folders, batch), spec.classes, show_progress=True)
