@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from . import onnx as file
 from .model import Exported, compared, outputs, placed, ready, within, write
 from .portable import own_layers, regions
 from .sample import Sample
+
+if TYPE_CHECKING:
+    import onnx
 
 TOLERANCE = 1.0  # what is off by as much as its outputs are says nothing
 KEPT = 64  # calibration images that the file is run on
@@ -80,7 +84,7 @@ def quantise(path: Path, batches: Sequence[Tensor], bits: int) -> None:
 
     Weights are int8 with a scale an output channel (of 7 bits for processors without VNNI, on which sums of two
     products of 8 would not fit), all other tensors uint8 with a scale each, for the range that they have on
-    ``batches``. Batch norms that no convolution takes up stay float.
+    ``batches``.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
@@ -90,7 +94,9 @@ def quantise(path: Path, batches: Sequence[Tensor], bits: int) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet():
         ready, done = (str(Path(folder, name)) for name in ("ready.onnx", "done.onnx"))
         quant_pre_process(str(path), ready)
-        norms = [node.name for node in onnx.load(ready).graph.node if node.op_type == "BatchNormalization"]
+        floats = onnx.load(ready)
+        left = _norms_as_convolutions(floats)
+        onnx.save(floats, ready)
         quantize_static(
             ready,
             done,
@@ -99,12 +105,42 @@ def quantise(path: Path, batches: Sequence[Tensor], bits: int) -> None:
             reduce_range=bits == 7,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=norms,
+            nodes_to_exclude=left,
         )
         made = onnx.load(done)
         del made.metadata_props[:]
         made.metadata_props.extend(told)
         onnx.save(made, path)
+
+
+def _norms_as_convolutions(model: onnx.ModelProto) -> list[str]:
+    """Batch norms of maps that no convolution took up become depthwise 1 x 1 ones, in place; names of the others.
+
+    Nothing quantises a batch norm, so the maps around it would be float; and OpenVINO 2026.4 crashes on such files.
+    """
+    from onnx import helper, numpy_helper
+
+    graph, left = model.graph, []
+    numbers = {one.name: one for one in graph.initializer}
+    ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in (*graph.value_info, *graph.output)}
+    for index, node in enumerate(graph.node):
+        if node.op_type != "BatchNormalization":
+            continue
+        if ranks.get(node.output[0]) != 4 or not all(name in numbers for name in node.input[1:]):
+            left.append(node.name)
+            continue
+        scale, shift, mean, variance = (numpy_helper.to_array(numbers[name]).astype(float) for name in node.input[1:])
+        epsilon = next((one.f for one in node.attribute if one.name == "epsilon"), 1e-5)
+        weight = scale / np.sqrt(variance + epsilon)
+        tensors = {"weight": weight[:, None, None, None], "bias": shift - weight * mean}
+        names = [f"{node.output[0]}.{name}" for name in tensors]
+        for name, values in zip(names, tensors.values(), strict=True):
+            graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+        size = {"group": len(weight), "kernel_shape": [1, 1]}
+        graph.node[index].CopyFrom(
+            helper.make_node("Conv", [node.input[0], *names], node.output[:1], node.name, **size)
+        )
+    return left
 
 
 def _error(pairs: Sequence[tuple[Tensor, Tensor]], outputs: int) -> float:

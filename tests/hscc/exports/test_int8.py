@@ -106,6 +106,26 @@ def test_rotation_lessens_the_error(tmp_path: Path, monkeypatch) -> None:
     assert turned < 0.7 * hscc.export_int8(chain, tmp_path / "m.onnx", torch.randn(16, 3, 12, 12)).error
 
 
+@RUNTIMES
+@torch.no_grad()
+def test_batch_norms_that_nothing_takes_up_are_in_bytes(tmp_path: Path, run) -> None:
+    """As DenseNets have them, between a pool and a ReLU; those of vectors stay."""
+    torch.manual_seed(0)
+    norm, last = nn.BatchNorm2d(8, eps=0.1), nn.BatchNorm1d(4)
+    for one in (norm, last):
+        nn.init.normal_(one.weight)
+        nn.init.normal_(one.bias)
+        one.running_mean.normal_()
+        one.running_var.uniform_(0.5, 2)
+    body = nn.Conv2d(3, 8, 3), nn.AvgPool2d(2), norm, nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1)
+    model = nn.Sequential(*body, nn.Flatten(), nn.ReLU(), last, nn.ReLU()).eval()
+    hscc.export_int8(model, tmp_path / "m.onnx", pictures(16).split(8))
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node)
+    assert (kinds["Conv"], kinds["BatchNormalization"]) == (3, 1)
+    x = pictures(4, seed=1)
+    assert error(run(tmp_path / "m.onnx", x), model(x)) < 0.05
+
+
 def test_what_cannot_be_is_told_and_files_stay(model, tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "m.onnx"
     path.write_text("before")

@@ -53,13 +53,10 @@ def export(
     if fixed and dynamic:
         raise ValueError(f"dynamic: got {dynamic} with --fixed, expected one of them")
     if int8 != (data is not None):
-        raise ValueError(
-            "data: got images without --int8, expected both" if data else "int8: got no --data, expected both"
-        )
+        got = "images without --int8" if data else "none with --int8"
+        raise ValueError(f"data: got {got}, expected both or neither")
     if int8 and format != "onnx":
-        raise ValueError(
-            f"format: got {format!r} with --int8, expected 'onnx'; hscc compress --int8 is for our kernels"
-        )
+        raise ValueError(f"format: got {format!r} with --int8, expected 'onnx' (our kernels: hscc compress --int8)")
     network, spec = load_model(model, weights)
     if fuse:
         fuse_(network)
