@@ -137,6 +137,8 @@ class Config:
             bits once they are fitted, as :func:`hscc.quantize_` does: for inference, the model is frozen.
         linear: take ``nn.Linear`` on single positions, too, such as a VGG's classifier, all but the last; they hold
             numbers rather than FLOPs. Those on maps (N, H, W, C), 1 x 1 convolutions in all but name, always are.
+        strict: layers with regions refuse other sizes of images than the calibrated one, for which the maps of their
+            regions would be resized.
         skip: names of modules to leave alone with all that is in them, convolutions and the last linear layer.
         seed: of the clusterings.
     """
@@ -161,6 +163,7 @@ class Config:
     portable: bool = False
     dtype: str = "float"
     linear: bool = False
+    strict: bool = False
     skip: Sequence[str] = ()
     seed: int = 0
 
@@ -183,7 +186,7 @@ class Config:
             raise ValueError(f"memory: got {self.memory!r}, expected a number of bytes, such as 4 * 2**30")
         if self.timed and self.method not in ("hscc", "svd"):
             raise ValueError(f"method: got {self.method!r}, whose time is not known, expected 'hscc' or 'svd'")
-        for name in ("portable", "linear"):
+        for name in ("portable", "linear", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, expected True or False")
         if self.dtype == "int8" and self.budget.max_drop is not None:

@@ -15,6 +15,7 @@ from .calibrated import CompressionPlan
 from .fit import network
 from .fit.heads import Head
 from .nn import surgery
+from .nn.projection import SqueezedConv2d
 from .observe import calibrate as passes
 from .observe import probe
 from .observe.data import Calibration
@@ -91,6 +92,8 @@ def _made(model: nn.Module, plan: CompressionPlan, calibration: Iterable | None,
         student, rows = baselines.fit(model, plan.layers, plan.targets.names, data)
     else:
         student, head = network.fit(model, plan.layers, plan.targets.names, data, plan.config)
+        for layer in student.modules.values():
+            (layer.conv if isinstance(layer, SqueezedConv2d) else layer).strict = plan.config.strict
         costs = {name: plan.layers[name].cost(module.plan) for name, module in student.modules.items()}
         rows = [layer.row(costs.get(name, layer.stats.dense)) for name, layer in plan.layers.items()]
     report = plan.report_of(rows, head.values, [head.warning] if head.warning else [])

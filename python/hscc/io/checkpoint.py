@@ -226,6 +226,7 @@ def _describe(layer: HSCConv2d | SqueezedConv2d | ConvChain) -> dict:
         "padding": layer.pad,
         "padding_mode": layer.padding_mode,
         "activation": layer.activation,
+        "strict": layer.strict,
     }
 
 
@@ -265,8 +266,11 @@ def _build_factors(
     if bias.shape != plan.channels.shape or bias.dtype != u.dtype:
         raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {u.dtype} {tuple(plan.channels.shape)}")
     if v_scale is None:
-        return HSCConv2d(plan, bias, **options)
-    return Int8Conv2d(Int8Plan(v, v_scale, *plan[1:], *inputs.tolist()), bias, **options)
+        made = HSCConv2d(plan, bias, **options)
+    else:
+        made = Int8Conv2d(Int8Plan(v, v_scale, *plan[1:], *inputs.tolist()), bias, **options)
+    made.strict = bool(layer.get("strict", False))  # files of before have none
+    return made
 
 
 def _build_chain(tensors: dict[str, Tensor], stages: list[dict], where: str) -> ConvChain:

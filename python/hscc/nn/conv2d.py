@@ -41,7 +41,11 @@ class HSCConv2d(nn.Module):
     An H x W other than the calibrated one works too: the region map is resized (nearest position) once and kept, for
     the last :data:`SIZES` sizes. A compiled graph does that in each call, unless :meth:`prepare` came before.
     ``torch.fx`` sees one call of the module. Backends: see ``hscc_kernels.lowrank_conv2d``.
+
+    ``strict``: regions stay as calibrated, and a size that would resize their map is a ValueError.
     """
+
+    strict = False
 
     def __init__(
         self,
@@ -149,6 +153,11 @@ class HSCConv2d(nn.Module):
 
     def _plan_for(self, height: int, width: int) -> PackedPlan:
         plan, size = self.plan, self.geometry.out_size(height, width)
+        if self.strict and plan.regions > 1 and size != self.out_size:
+            raise ValueError(
+                f"x: got {height} x {width}, of {size[0]} x {size[1]} outputs, expected one of "
+                f"{self.out_size[0]} x {self.out_size[1]} as calibrated (strict)"
+            )
         if torch.compiler.is_exporting() and any(isinstance(side, torch.SymInt) for side in (height, width)):
             return self._open(plan, *size)
         if size == self.out_size:

@@ -29,13 +29,17 @@ class Int8Conv2d(HSCConv2d):
         """With the rows of ``layer``, float32, rounded to the nearest of ``bits``."""
         plan = Int8Plan.quantised(_detached(layer.plan), scale, zero_point, bits)
         options = {"pad": layer.pad, "padding_mode": layer.padding_mode, "activation": layer.activation}
-        return cls(plan, layer.bias.detach().clone(), **options).train(layer.training)
+        made = cls(plan, layer.bias.detach().clone(), **options).train(layer.training)
+        made.strict = layer.strict
+        return made
 
     def dequantised(self) -> HSCConv2d:
         """The float layer that has the same rows; it does not round its inputs."""
         plan = self.plan._replace(v=self.v * self.v_scale[:, None], u=self.u.detach().clone())
         options = {"pad": self.pad, "padding_mode": self.padding_mode, "activation": self.activation}
-        return HSCConv2d(plan, self.bias.detach().clone(), **options).train(self.training)
+        made = HSCConv2d(plan, self.bias.detach().clone(), **options).train(self.training)
+        made.strict = self.strict
+        return made
 
     def _run(self, x: Tensor, plan: PackedPlan) -> Tensor:
         whole = Int8Plan(plan.v, self.v_scale, *plan[1:], self.scale, self.zero_point)

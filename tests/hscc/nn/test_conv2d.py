@@ -132,6 +132,28 @@ def test_a_move_forgets_resized_maps() -> None:
     assert not model[0]._resized
 
 
+@torch.no_grad()
+def test_strict_layers_refuse_other_sizes(tmp_path) -> None:
+    def dense() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(4, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1)).eval()
+
+    images = torch.randn(16, 4, 12, 12) * torch.linspace(0.1, 3, 12)[:, None]  # rows of unlike strength
+    model = dense()
+    hscc.compress_(model, images, hscc.Config(hscc.flops(3), search=False, regions=3, strict=True))
+    hscc.save(model, tmp_path / "m.safetensors")
+    loaded = dense()
+    hscc.load_(loaded, tmp_path / "m.safetensors")
+    for own in (model, copy.deepcopy(model), loaded):
+        torch.testing.assert_close(own(images[:2]), model(images[:2]))
+        with pytest.raises(ValueError, match=r"x: got 12 x 20, of 12 x 20 outputs, expected one of 12 x 12"):
+            own(torch.randn(1, 4, 12, 20))
+    model[0].strict = model[2].strict = False
+    assert model(torch.randn(1, 4, 12, 20)).isfinite().all()
+    one = dense()
+    hscc.compress_(one, images, hscc.Config(hscc.flops(2), portable=True, strict=True))
+    assert one(torch.randn(1, 4, 12, 20)).isfinite().all()  # one region is the same in any size
+
+
 def test_hooks_and_autocast() -> None:
     model, x = calibrated(nn.Conv2d(4, 12, 3, padding=1))
     seen = []

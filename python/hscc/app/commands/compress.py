@@ -67,6 +67,9 @@ def compress(
     linear: Annotated[
         bool, typer.Option("--linear", help="Take nn.Linear on single positions, too, all but the last.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse other sizes of images later, for which regions would be resized.")
+    ] = False,
     effort: Annotated[str, typer.Option(help="Of the search: quick, normal or thorough.")] = "normal",
     memory: Annotated[float | None, typer.Option(min=0, help="GiB it may hold; 4, or half of what is free.")] = None,
     faster_only: Annotated[bool, typer.Option("--faster-only", help="Layers that would not get faster stay.")] = False,
@@ -109,6 +112,7 @@ def compress(
         effort=effort,
         portable=portable,
         linear=linear,
+        strict=strict,
         dtype="int8" if int8 else "float",
         memory=None if memory is None else int(memory * 2**30),
         faster_only=faster_only,
