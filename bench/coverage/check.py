@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..networks.models import settled
-from ..networks.whole import pictures
+from ..networks.sources import pictures
 from .networks import NETWORKS, OWN, Network
 from .packages import version
 

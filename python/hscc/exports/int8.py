@@ -66,25 +66,25 @@ def export_int8(
         raise ValueError(
             f"model: got layer {odd[0]!r} with regions, expected one compressed with Config(portable=True)"
         )
-    batches = [*map(_images, Calibration.of(model, calibration).batches())]
-    sample = Sample.of(model, batches[0][:1], dynamic)
+    images = [one for batch in Calibration.of(model, calibration).batches() for one in _images(batch).split(1)]
+    sample = Sample.of(model, images[0], dynamic)
     if sample.x.dtype != torch.float32:
         raise ValueError(f"model: got {sample.x.dtype}, expected torch.float32")
-    shown = [*sample.checks, *_first(batches)]
+    shown = [*sample.checks, *images[:KEPT]]
     wanted = outputs(model, shown)
     with placed(path) as written:
         layers, _ = write(model, sample, "onnx", written, dict(metadata or {}))
-        quantise(written, batches, bits)
+        quantise(written, images, bits)
         error = within(_error(compared(partial(file.run, written), shown, wanted), len(wanted[0])), TOLERANCE)
     return Exported(path, "onnx", sample.dynamic, error, path.stat().st_size, layers, bits)
 
 
-def quantise(path: Path, batches: Sequence[Tensor], bits: int) -> None:
+def quantise(path: Path, images: Sequence[Tensor], bits: int) -> None:
     """The float32 file becomes one of QuantizeLinear and DequantizeLinear, between which runtimes compute in 8 bits.
 
     Weights are int8 with a scale an output channel (of 7 bits for processors without VNNI, on which sums of two
     products of 8 would not fit), all other tensors uint8 with a scale each, for the range that they have on
-    ``batches``.
+    ``images``, (1, C, H, W) each.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
@@ -100,7 +100,7 @@ def quantise(path: Path, batches: Sequence[Tensor], bits: int) -> None:
         quantize_static(
             ready,
             done,
-            _Reader(batches),
+            _Reader(images),
             per_channel=True,
             reduce_range=bits == 7,
             activation_type=QuantType.QUInt8,
@@ -158,23 +158,15 @@ def _images(batch: object) -> Tensor:
     return batch
 
 
-def _first(batches: Sequence[Tensor]) -> Iterator[Tensor]:
-    left = KEPT
-    for batch in batches:
-        if left > 0:
-            yield batch[:left]
-        left -= len(batch)
-
-
 class _Reader:
     """Calibration data as the quantiser takes them."""
 
-    def __init__(self, batches: Sequence[Tensor]) -> None:
-        self._left = iter(batches)
+    def __init__(self, images: Sequence[Tensor]) -> None:
+        self._left = iter(images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self._left, None)
-        return None if batch is None else {"x": batch.numpy(force=True)}
+        image = next(self._left, None)
+        return None if image is None else {"x": image.numpy(force=True)}
 
 
 @contextmanager

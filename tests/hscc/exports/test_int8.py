@@ -66,7 +66,7 @@ def test_files_compute_in_8_bits(model, tmp_path: Path, run) -> None:
 @torch.no_grad()
 def test_seven_bits_and_dense_models(tmp_path: Path) -> None:
     dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
-    assert hscc.export_int8(dense, tmp_path / "8.onnx", pictures(8)).error < 0.03
+    assert hscc.export_int8(dense, tmp_path / "8.onnx", pictures(8), dynamic=()).error < 0.03
     assert "onnx in 7 bits" in str(hscc.export_int8(dense, tmp_path / "7.onnx", pictures(8), bits=7))
     weights = [one for one in onnx.load(tmp_path / "7.onnx").graph.initializer if len(one.dims) == 4]
     assert weights
