@@ -27,7 +27,7 @@ from ..timing import header, interleaved, keep_freed_memory
 from .exported import Models, made, ways
 from .sources import TRAINED
 
-BATCH = 32
+BATCH, TICKS = 32, (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 STYLES = {"dense": "s", "regions": "o", "portable": "^"}  # marks; filled where in 8 bits
 
 
@@ -89,6 +89,10 @@ def draw(rows: Sequence[dict], file: Path) -> None:
                 place = {"textcoords": "offset points", "xytext": (4, -10), "fontsize": 8}
                 axis.annotate(text, (row["ms"], row["score"]), color=line[0].get_color(), **place)
     axis.set_xscale("log")
+    low, high = (fit(row["ms"] for row in rows) for fit in (min, max))
+    axis.set_xticks([ms for ms in TICKS if low / 2 < ms < 1.3 * high])
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
     axis.set_xlabel("ms an image, batch 1 (the fastest runtime)")
     axis.set_ylabel("accuracy, %")
     axis.set_title(f"{rows[0]['network']}: accuracy against time; numbers are times fewer FLOPs", fontsize=10)

@@ -175,3 +175,70 @@ def test_unet_is_one_that_people_use() -> None:
         model = MODELS["unet"]().eval()
         assert sum(parameter.numel() for parameter in model.parameters()) == 14_328_209
         assert model(torch.empty(2, 3, 64, 96)).shape == (2, 1, 64, 96)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Exports without packages, timed for a moment."""
+    from bench.networks import exported, front
+
+    threads = torch.get_num_threads()
+    for module in (exported, front):
+        real = module.interleaved
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
+        monkeypatch.setattr(module, "interleaved", lambda calls, rounds, real=real, **_: real(calls, rounds, 1.0))
+    monkeypatch.setattr(exported, "aot", lambda model, x, frozen: lambda: model(x))
+    monkeypatch.setitem(MODELS, "tiny", tiny)
+    yield exported, front
+    torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def test_exports_beside_dense(quick, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs hscc[onnx]")
+    exported, _ = quick
+    options = [
+        "--model",
+        "tiny",
+        "--reduction",
+        "2",
+        "--kind",
+        "portable",
+        "--int8",
+        "--effort",
+        "quick",
+        "--size",
+        "32",
+    ]
+    options += ["--rounds", "1", "--calibration", "8", "--cache", str(tmp_path), "--json", str(tmp_path / "e.json")]
+    assert exported.main(options) == 0
+    found = {(row["kind"], row["runtime"]): row for row in json.loads((tmp_path / "e.json").read_text())["cases"]}
+    assert found.keys() >= {
+        (kind, way) for kind in ("dense", "2x portable") for way in ("onnxruntime", "onnxruntime_int8")
+    }
+    for (kind, way), row in found.items():
+        assert row["error"] < (0.3 if "int8" in way else exported.TOLERANCE)
+        assert (row["flop_reduction"] >= 2) == (kind != "dense")
+        assert row["over_int8"] <= row["over_fp32"] * 100
+        assert row["eta"] == pytest.approx(row["over_dense"] / row["flop_reduction"], abs=1e-3)
+    best = min(row["ms"] for (kind, way), row in found.items() if kind == "dense" and "int8" not in way)
+    row = found["2x portable", "onnxruntime_int8"]
+    assert row["over_fp32"] == pytest.approx(best / row["ms"], rel=0.05)
+    assert row["bytes"] < 0.6 * found["2x portable", "onnxruntime"]["bytes"]
+
+
+def test_front_has_a_point_a_kind(quick, tmp_path: Path, monkeypatch) -> None:
+    """On few images of the ResNet-20, compressed beforehand by a quick search."""
+    pytest.importorskip("onnxscript", reason="needs hscc[onnx]")
+    _, front = quick
+    options = ["--model", "resnet20", "--reduction", "2", "--effort", "quick", "--rounds", "1", "--calibration", "32"]
+    options += ["--test", "64", "--cache", str(tmp_path), "--json", str(tmp_path / "f.json")]
+    assert front.main([*options, "--picture", str(tmp_path / "f.png")]) == 0
+    rows = json.loads((tmp_path / "f.json").read_text())["cases"]
+    kinds = [("dense", 32), ("dense", 8), ("2x regions", 32), ("2x portable", 32), ("2x portable", 8)]
+    assert sorted((row["kind"], row["bits"]) for row in rows) == sorted(kinds)
+    assert (tmp_path / "f.png").stat().st_size > 10_000
+    dense = next(row for row in rows if (row["kind"], row["bits"]) == ("dense", 32))
+    for row in rows:
+        assert row["lost"] == pytest.approx(dense["score"] - row["score"], abs=2e-3)
+        assert 0 <= row["score"] <= 100
