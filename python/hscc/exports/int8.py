@@ -68,6 +68,10 @@ def export_int8(
         )
     images = [one for batch in Calibration.of(model, calibration).batches() for one in _images(batch).split(1)]
     sample = Sample.of(model, images[0], dynamic)
+    if len(several := {tuple(one.shape[1:]) for one in images}) > 1 and not {"height", "width"} <= {*sample.dynamic}:
+        raise ValueError(
+            f"calibration: got images of {sorted(several)}, expected one size, or height and width dynamic"
+        )
     if sample.x.dtype != torch.float32:
         raise ValueError(f"model: got {sample.x.dtype}, expected torch.float32")
     shown = [*sample.checks, *images[:KEPT]]

@@ -17,7 +17,7 @@ from hscc.observe.data import watch
 from torch import Tensor, nn
 
 from tests.hscc.exports.layers import plain_net, regions_net
-from tests.hscc.exports.test_export import RUNTIMES
+from tests.hscc.exports.test_export import ANY, RUNTIMES
 
 onnx = pytest.importorskip("onnx", reason="needs hscc[onnx]")
 
@@ -129,6 +129,8 @@ def test_batch_norms_that_nothing_takes_up_are_in_bytes(tmp_path: Path, run) -> 
 def test_what_cannot_be_is_told_and_files_stay(model, tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "m.onnx"
     path.write_text("before")
+    assert hscc.export_int8(model, tmp_path / "any.onnx", [pictures(2), pictures(2)[..., :16]], dynamic=ANY).bits == 8
+    (tmp_path / "any.onnx").unlink()
     with pytest.raises(ValueError, match=r"layer '2' with regions, expected one compressed with Config\(portable"):
         hscc.export_int8(regions_net(), path, torch.randn(4, 1, 10, 8))
     with pytest.raises(ValueError, match="bits: got 4, expected 8, or 7"):
@@ -139,6 +141,8 @@ def test_what_cannot_be_is_told_and_files_stay(model, tmp_path: Path, monkeypatc
         hscc.export_int8(model, path, [torch.zeros(1, 3, 24, 24, dtype=torch.int64)])
     with pytest.raises(ValueError, match="calibration: got no batch"):
         hscc.export_int8(model, path, [])
+    with pytest.raises(ValueError, match=r"calibration: got images of .*, expected one size, or height and width"):
+        hscc.export_int8(model, path, [pictures(2), pictures(2)[..., :16]])
     with pytest.raises(ValueError, match="training mode"):
         hscc.export_int8(plain_net().train(), path, pictures(4))
     monkeypatch.setattr("hscc.exports.int8.TOLERANCE", 1e-6)
