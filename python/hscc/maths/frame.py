@@ -12,7 +12,9 @@ from torch import Tensor
 from .factors import ENOUGH, Metric, eigen, regress
 from .moments import RegionMoments, pooled
 
+FLOOR = 1e-12  # of the mean sensitivity: what all have, so that a root exists
 LOST = 1e-5  # of the outputs' energy, that may lie outside
+LARGE = 512  # outputs for which it pays to look at a matrix of low rank in its own space
 ROUNDING = 1e-6  # of the strongest direction's energy
 
 
@@ -42,13 +44,21 @@ class Frame(NamedTuple):
     lost: float
 
     @classmethod
-    def of(cls, metric: Metric, mean: Tensor, covariance: Tensor, most: int) -> Frame:
-        """At most ``most`` directions of such outputs, and no more than all but :data:`LOST` of them needs."""
-        values, vectors = torch.linalg.eigh(metric.root @ covariance @ metric.root)
-        lost = values.clamp_min(0).cumsum(0)  # smallest first
-        outside = len(values) - max(min(int((lost > LOST * lost[-1]).sum()), most), 1)
-        into, back = vectors[:, outside:].T @ metric.root, metric.inverse @ vectors[:, outside:]
-        return cls(into, back, mean - back @ (into @ mean), lost[outside - 1].item() if outside else 0.0)
+    def of(cls, gram: Tensor, mean: Tensor, covariance: Tensor, most: int) -> Frame:
+        """At most ``most`` directions of such outputs, and no more than all but :data:`LOST` of them needs.
+
+        ``gram`` (O, O) has the squares of errors; any root of it gives the same directions, Cholesky's at once.
+        """
+        floor = FLOOR * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+        root = torch.linalg.cholesky(gram + floor, upper=True)
+        energy = root @ covariance @ root.T
+        values, vectors = strongest(energy, most)
+        total = energy.trace()
+        left = total - values.cumsum(0)  # outside of the first, the first two, ...
+        kept = max(min(int((left + values > LOST * total).sum()), most), 1)
+        u = vectors[:, :kept].flip(1)  # weakest first
+        into, back = u.T @ root, torch.linalg.solve_triangular(root, u, upper=True)
+        return cls(into, back, mean - back @ (into @ mean), left[kept - 1].clamp_min(0).item())
 
     @classmethod
     def whole(cls, metric: Metric) -> Frame:
@@ -64,6 +74,24 @@ class Frame(NamedTuple):
         mean = self.back @ part.mean.double() + self.rest
         covariance = self.back @ part.covariance.double() @ self.back.T
         return RegionMoments(part.count, mean, covariance, mean, covariance)
+
+
+def strongest(matrix: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (not below 0) and eigenvectors of a symmetric (n, n) of rank ``most`` at most, largest first.
+
+    A large one of low rank, as the outputs of a 1 x 1 layer with few inputs have it, is looked at in the space that it
+    maps random vectors to, which is all that it has (Halko et al. 2011); others whole.
+    """
+    if len(matrix) < LARGE or 2 * most > len(matrix):
+        values, vectors = torch.linalg.eigh(matrix)
+    else:
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(len(matrix), most, generator=generator, dtype=matrix.dtype).to(matrix.device)
+        for _ in range(2):  # the second time rounding leaves less of what is weak
+            drawn = torch.linalg.qr(matrix @ drawn).Q
+        values, vectors = torch.linalg.eigh(drawn.T @ matrix @ drawn)
+        vectors = drawn @ vectors
+    return values.flip(0).clamp_min(0), vectors.flip(1)
 
 
 def project(y: Tensor, into: Tensor) -> Tensor:

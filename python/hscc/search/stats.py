@@ -114,11 +114,10 @@ class LayerStats:
     def framed(self, outer: Tensor | None) -> Frame:
         """The directions in which structures are compared, from moments (O, O) of the outputs :attr:`about` their mean;
         None: all of them."""
-        metric = Metric.of(self.gram)
         if outer is None:
-            return Frame.whole(metric)
+            return Frame.whole(Metric.of(self.gram))
         mean, weights = self.about
-        return Frame.of(metric, mean, outer / (self.profile.images * weights.sum()), _most_ranks(self.conv))
+        return Frame.of(self.gram, mean, outer / (self.profile.images * weights.sum()), _most_ranks(self.conv))
 
     def empty(self, frame: Frame, paired: bool = True, width: int | None = None) -> Moments:
         """Moments of each cell, wanted values in that frame; ``paired`` and ``width`` as for ``Moments.empty``."""

@@ -21,7 +21,7 @@ def moments(y: Tensor, x: Tensor | None = None) -> RegionMoments:
 
 def framed(metric: Metric, y: Tensor, most: int = O) -> Frame:
     whole = moments(y)
-    return Frame.of(metric, whole.mean, whole.covariance, most)
+    return Frame.of(metric.root @ metric.root, whole.mean, whole.covariance, most)
 
 
 def outputs(count: int, rank: int = O, seed: int = 0) -> Tensor:
@@ -114,3 +114,20 @@ def test_unions_are_exact(metric: Metric) -> None:
     assert found.energy == pytest.approx(whole.energy)
     torch.testing.assert_close(found.part.covariance, whole.part.covariance, rtol=1e-4, atol=1e-4)
     assert found.part.count == 200
+
+
+def test_large_outputs_of_few_inputs_have_the_same_frame(monkeypatch) -> None:
+    """As of a 1 x 1 layer with more outputs than inputs; the energies of its directions are far apart."""
+    torch.manual_seed(0)
+    outputs, inputs = 160, 40
+    weight = torch.randn(outputs, inputs, dtype=torch.float64) * torch.logspace(0, -2, inputs, dtype=torch.float64)
+    jacobian, mean = torch.randn(2 * outputs, outputs, dtype=torch.float64), torch.randn(outputs, dtype=torch.float64)
+    gram, covariance = jacobian.T @ jacobian, weight @ weight.T
+    whole = Frame.of(gram, mean, covariance, inputs)
+    monkeypatch.setattr(frame, "LARGE", 100)
+    own = Frame.of(gram, mean, covariance, inputs)
+    assert own.into.shape == whole.into.shape
+    torch.testing.assert_close(own.back @ own.into, whole.back @ whole.into)
+    torch.testing.assert_close(own.into @ covariance @ own.into.T, whole.into @ covariance @ whole.into.T)
+    assert own.lost == pytest.approx(whole.lost, abs=1e-12 * (gram @ covariance).trace().item())
+    torch.testing.assert_close(own.into.T @ own.into @ covariance, gram @ covariance, rtol=1e-2, atol=1e-2)
