@@ -145,6 +145,10 @@ def test_what_cannot_be_is_told_and_files_stay(model, tmp_path: Path, monkeypatc
         hscc.export_int8(model, path, [pictures(2), pictures(2)[..., :16]])
     with pytest.raises(ValueError, match="training mode"):
         hscc.export_int8(plain_net().train(), path, pictures(4))
+    with monkeypatch.context() as patch:
+        patch.setattr("hscc.exports.int8.quantise", lambda *args: [].pop())
+        with pytest.raises(ValueError, match=r"does not quantise \(pop from empty list\)"):
+            hscc.export_int8(model, path, pictures(4))
     monkeypatch.setattr("hscc.exports.int8.TOLERANCE", 1e-6)
     with pytest.raises(ValueError, match="got a file whose outputs are off by"):
         hscc.export_int8(model, path, pictures(4))
