@@ -19,6 +19,7 @@ import hscc
 import numpy as np
 import torch
 from hscc.evaluation.paired import standard_error
+from hscc.exports.portable import own_layers, regions
 from hscc.io.session import OnnxSession
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ def scored(name: str, model: nn.Module, images: Tensor, args: argparse.Namespace
 
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         found, file = {32: scores(model)}, Path(folder, "model.onnx")
-        if not any(getattr(module, "plan", None) and module.plan.regions > 1 for module in model.modules()):
+        if all(regions(layer) == 1 for layer in own_layers(model).values()):
             hscc.export_int8(model, file, images.split(8))
             found[8] = scores(OnnxSession(file))
     return found
@@ -116,10 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", default="out/networks", help="folder of compressed networks; they are made once")
     parser.add_argument("--json", help="write the results to this file")
     parser.add_argument("--picture", type=Path, help="draw them there")
+    parser.set_defaults(kind=["regions", "portable"], rank_multiple=None, int8=True, batch=1, size=224)  # of exported
     args = parser.parse_args(argv)
-    for name, value in {"kind": ["regions", "portable"], "rank_multiple": None, "int8": True}.items():
-        setattr(args, name, value)
-    args.batch, args.size = 1, 224
     models, x, images = made(args.model, args)  # with all threads there are
     scores = {
         (kind, bits): own
