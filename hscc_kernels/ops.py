@@ -30,7 +30,8 @@ _BACKWARD_SCHEMA = (
     "Tensor work, Tensor clusters, int[] sizes, str activation, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _RESIZED_SCHEMA = (
-    "(Tensor positions, Tensor work, int[] sizes, int patch, SymInt height, SymInt width) -> (Tensor, Tensor)"
+    "(Tensor positions, Tensor work, int[] sizes, int patch, SymInt height, SymInt width, int block=1) -> "
+    "(Tensor, Tensor)"
 )
 
 
@@ -111,12 +112,14 @@ def _project_fake(x: Tensor, matrix: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).matmul(matrix).permute(0, 3, 1, 2)
 
 
-def _resized(positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, height: int, width: int):
-    made = plan.resized(positions, work, sizes, patch, (height, width))
+def _resized(positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, *size_and_block: int):
+    height, width, *block = size_and_block
+    made = plan.resized(positions, work, sizes, patch, (height, width), *block)
     return made.positions, made.work
 
 
-def _resized_fake(positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, height: int, width: int):
+def _resized_fake(positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, *size_and_block: int):
+    height, width, *_ = size_and_block
     return positions.new_empty(height * width), torch.empty_like(work)
 
 

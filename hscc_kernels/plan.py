@@ -118,14 +118,23 @@ def _labels(positions: Tensor, work: Tensor, sizes: Sequence[int]) -> Tensor:
     return labels.view(*sizes[-2:])
 
 
-def resized(positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, size: tuple[int, int]) -> Mapped:
+def resized(
+    positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, size: tuple[int, int], block: int = 1
+) -> Mapped:
     """As :meth:`PackedPlan.resized`, of what it needs."""
     labels = _labels(positions, work, sizes)
     row, column = (
-        ((torch.arange(new, device=labels.device) + 0.5) * old / new).long().clamp_max(old - 1)
-        for new, old in zip(size, labels.shape, strict=True)
+        _nearest(torch.arange(new, device=labels.device), new, old, along)
+        for new, old, along in zip(size, labels.shape, (1, block), strict=True)
     )
     return _mapped(work, labels[row[:, None], column[None, :]], Geometry.unflat(sizes), patch)
+
+
+def _nearest(index: Tensor, new: int, old: int, block: int) -> Tensor:
+    """Of ``old`` positions the one nearest to each index of ``new``; ``block`` neighbours keep their order."""
+    new, old_blocks = -(-new // block), -(-old // block)
+    nearest = ((index // block + 0.5) * old_blocks / new).long().clamp_max(old_blocks - 1)
+    return (nearest * block + index % block).clamp_max(old - 1)
 
 
 class ClusterFactors(NamedTuple):
@@ -240,9 +249,12 @@ class PackedPlan(NamedTuple):
             raise ValueError(f"labels: got {int(flat.min())}..{int(flat.max())}, expected 0..{self.regions - 1}")
         return self._replace(**_mapped(self.work, labels, self.geometry, self.v.shape[1])._asdict())
 
-    def resized(self, size: tuple[int, int]) -> PackedPlan:
-        """This plan for outputs of another size: each position is of the region of the nearest one."""
-        return self._replace(**resized(self.positions, self.work, self.sizes, self.v.shape[1], size)._asdict())
+    def resized(self, size: tuple[int, int], block: int = 1) -> PackedPlan:
+        """This plan for outputs of another size: each position is of the region of the nearest one.
+
+        ``block``: so many neighbouring columns go as one, each to its own place in another.
+        """
+        return self._replace(**resized(self.positions, self.work, self.sizes, self.v.shape[1], size, block)._asdict())
 
     def labels(self) -> Tensor:
         """(Ho, Wo) int64 region of each output position."""

@@ -144,7 +144,7 @@ def test_a_loaded_model_needs_little(tmp_path: Path) -> None:
         "heavy = {'sklearn', 'scipy', 'matplotlib', 'triton', 'typer', 'PIL'} & set(sys.modules)\n"
         "print(sorted(heavy), *sorted(m for m in sys.modules if m.startswith('hscc.')))"
     )
-    files = ["chain", "conv2d", "effective", "forms", "int8", "padding", "projection", "surgery"]
+    files = ["chain", "conv2d", "effective", "forms", "groups", "int8", "padding", "projection", "surgery"]
     layers = " ".join(f"hscc.nn.{file}" for file in files)
     assert run(code).strip() == f"[] hscc._version hscc.io hscc.io.checkpoint hscc.nn {layers} hscc.report"
 

@@ -16,10 +16,11 @@ from .baselines.chain import Chain
 from .config import Budget, Config
 from .fit import network
 from .nn import surgery
+from .nn.forms import PARTS
 from .observe import calibrate as passes
 from .observe import probe
 from .observe.data import Calibration, evaluation_mode
-from .report import LayerReport, Report
+from .report import LayerReport, Report, joined
 from .search import allocate, options, stats
 from .search.cost import Cost, remaining, row, total
 from .search.latency import Machine
@@ -65,6 +66,8 @@ class CompressionPlan:
             row(name, cost, cost, self.machine is not None, reason=self.targets.skipped[name])
             for name, cost in self.others.items()
         ]
+        if self.config.method not in baselines.METHODS:
+            rows = joined(rows, {name: name.rpartition(PARTS)[0] for name in self.targets.grouped(self.layers)})
         named = tuple(replace(r, shared_with=self.targets.names[r.name][1:]) for r in rows + untouched)
         report = Report(
             named,
@@ -179,6 +182,7 @@ def _looked(model: nn.Module, targets: surgery.Targets, data: Calibration, confi
     if config.method in baselines.METHODS:
         return Calibrated(layers=baselines.look(model, data, profiles, config), **shape)
     looked, warnings = stats.look(model, data, targets.layers, profiles, config)
+    looked |= {name: replace(looked[name], groups=whole.groups) for name, whole in targets.grouped(looked).items()}
     if machine:
         looked = {name: replace(layer, machine=machine, dense_seconds=seconds[name]) for name, layer in looked.items()}
     found = options.find(model, data, looked, config)
@@ -206,7 +210,10 @@ def _costs(
     if timed:
         machine = Machine.measured(next(iter(convs.values())).weight.detach(), config.latency_batch, data.show)
         sizes = {name: (conv, [call.x for call in calls[name]]) for name, conv in convs.items()}
+        for name, whole in targets.grouped(convs).items():
+            sizes[name] = whole, [(whole.groups * c, *rest) for c, *rest in sizes[name][1]]
         seconds = machine.dense_seconds(sizes, data.show)
+        seconds |= {name: seconds[name] / whole.groups for name, whole in targets.grouped(convs).items()}
     others = {
         name: Cost.dense(convs[name], sum(call.positions(convs[name]) for call in calls[name]), seconds[name])
         for name in targets.skipped

@@ -15,6 +15,8 @@ from .calibrated import CompressionPlan
 from .fit import network
 from .fit.heads import Head
 from .nn import surgery
+from .nn.conv2d import HSCConv2d
+from .nn.forms import PARTS, Grouped
 from .nn.projection import SqueezedConv2d
 from .observe import calibrate as passes
 from .observe import probe
@@ -92,10 +94,11 @@ def _made(model: nn.Module, plan: CompressionPlan, calibration: Iterable | None,
         student, rows = baselines.fit(model, plan.layers, plan.targets.names, data)
     else:
         student, head = network.fit(model, plan.layers, plan.targets.names, data, plan.config)
-        for layer in student.modules.values():
-            (layer.conv if isinstance(layer, SqueezedConv2d) else layer).strict = plan.config.strict
         costs = {name: plan.layers[name].cost(module.plan) for name, module in student.modules.items()}
         rows = [layer.row(costs.get(name, layer.stats.dense)) for name, layer in plan.layers.items()]
+        _unite(student, plan.targets)
+        for layer in student.modules.values():
+            (layer.conv if isinstance(layer, SqueezedConv2d) else layer).strict = plan.config.strict
     report = plan.report_of(rows, head.values, [head.warning] if head.warning else [])
     if calibration is not None:
         if not probe.confirm(student, data):
@@ -105,11 +108,30 @@ def _made(model: nn.Module, plan: CompressionPlan, calibration: Iterable | None,
     return Fitted(student, head, report, plan.targets)
 
 
+def _unite(student: surgery.Student, targets: surgery.Targets) -> None:
+    """One layer for the groups of a convolution, unless some have a squeeze."""
+    for name, form in targets.forms.items():
+        if not isinstance(form, Grouped):
+            continue
+        several = {f"{name}.{inner}": conv for inner, conv in form.named_modules() if isinstance(conv, nn.Conv2d)}
+        parts = [student.modules.get(part, conv) for part, conv in several.items()]
+        factored = [part for part in parts if not isinstance(part, nn.Conv2d)]
+        if factored and all(isinstance(part, HSCConv2d) for part in factored):
+            for part in several:
+                student.modules.pop(part, None)
+            student.names = {**student.names, name: targets.names[name]}
+            student.replace(name, form.united(parts))
+
+
 def _timed(report: Report, plan: CompressionPlan, student: surgery.Student, data: Calibration) -> Report:
     """With the speed-up of all convolutions, the replaced ones timed as they were and as they are."""
     convs = {name: student.model.get_submodule(name) for name in student.modules}
     calls = passes.calls(student.model, data, convs)
-    pairs = [(conv, student.modules[name], [call.x for call in calls[name]]) for name, conv in convs.items()]
+    wholes = {name.rpartition(PARTS)[0]: whole for name, whole in plan.targets.wholes.items()}
+    pairs = [
+        (wholes.get(name, conv), student.modules[name], [call.x for call in calls[name]])
+        for name, conv in convs.items()
+    ]
     dense, new = plan.machine.compare(pairs, data.show)
     others = sum(layer.dense_ms for layer in report.layers if layer.name not in convs) / 1e3
     report = replace(report, measured_speedup=(others + dense) / (others + new))

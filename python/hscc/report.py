@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+
+_SUMS = ("dense_flops", "flops", "dense_parameters", "parameters", "dense_bytes", "bytes")
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class LayerReport:
     ``error`` is the share of the layer's output energy (weighted by sensitivity) that the factors are predicted to
     miss, on calibration samples that they were not made from. ``alone`` is the share of the energy of the network's
     outputs, about their mean, that changes with this layer alone in place; known where an accuracy was asked for.
+
+    Of a grouped convolution the regions of all ``groups`` follow each other, and ``error`` is their mean.
     """
 
     name: str
@@ -37,6 +41,30 @@ class LayerReport:
     reason: str | None = None
     shared_with: tuple[str, ...] = ()
     alone: float | None = None
+    groups: int = 1
+
+
+def joined(rows: Sequence[LayerReport], wholes: Mapping[str, str]) -> list[LayerReport]:
+    """With one row for all groups of a convolution, whose name ``wholes`` has, unless some have a squeeze."""
+    groups: dict[str, list[LayerReport]] = {}
+    for row in rows:
+        groups.setdefault(wholes.get(row.name, row.name), []).append(row)
+    split = {name for name, several in groups.items() if len(several) == 1 or any(row.squeeze for row in several)}
+    return [row for name, several in groups.items() for row in (several if name in split else [_whole(name, several)])]
+
+
+def _whole(name: str, groups: Sequence[LayerReport]) -> LayerReport:
+    factored = [row for row in groups if not row.reason]
+    first = (factored or groups)[0]
+    sums = {field: sum(getattr(row, field) for row in groups) for field in _SUMS}
+    if first.ms is not None:
+        sums |= {field: sum(getattr(row, field) for row in groups) for field in ("dense_ms", "ms")}
+    if factored:  # a group that stays dense has one region without ranks
+        positions = sum(first.region_sizes)
+        parts = [(row.ranks, row.region_sizes) if row.ranks else (((None,),), (positions,)) for row in groups]
+        sums |= {"ranks": sum((ranks for ranks, _ in parts), ()), "region_sizes": sum((s for _, s in parts), ())}
+    error = sum(row.error for row in groups) / len(groups)
+    return replace(first, name=name, groups=len(groups), error=error, rows=0, **sums)
 
 
 @dataclass(frozen=True)
@@ -89,7 +117,9 @@ class Report:
     @property
     def portable(self) -> bool:
         """Whether an export is plain convolutions: no layer has several regions or clusters."""
-        return all(len(layer.ranks) <= 1 and all(len(ranks) <= 1 for ranks in layer.ranks) for layer in self.layers)
+        return all(
+            len(layer.ranks) <= layer.groups and all(len(ranks) <= 1 for ranks in layer.ranks) for layer in self.layers
+        )
 
     @property
     def skipped(self) -> dict[str, str]:

@@ -81,6 +81,7 @@ def _row(name: str, layer: nn.Module, positions: float, flops: float) -> LayerRe
         numbers = sum(p.numel() for p in layer.parameters())
         return LayerReport(name, int(flops), int(flops), numbers, numbers, size, size, reason="dense")
     weights = layer.out_channels * layer.in_channels * torch.Size(layer.kernel_size).numel()
+    weights //= getattr(layer, "groups", 1)
     dense, width = weights + layer.out_channels, next(layer.parameters()).element_size()
     numbers = sum(t.numel() for t in tensors if t.dtype != torch.int32)  # all but indices
     costs = int(2 * positions * weights), int(flops), dense, numbers, width * dense, size
@@ -99,4 +100,5 @@ def _structure(layer: nn.Module) -> dict[str, Any]:
         "rows": len(plan.v) if sum(item.row_count for item in items) > len(plan.v) else 0,
         "squeeze": squeeze,
         "region_sizes": tuple(item.position_count for item in items),
+        "groups": getattr(layer, "groups", 1),
     }

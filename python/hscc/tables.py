@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -37,8 +38,9 @@ def _layers(report: Report) -> Table:
         table.add_row(
             layer.name,
             (f"{len(layer.ranks)} share {layer.rows}" if layer.rows else str(len(layer.ranks) or "-"))
-            + (f" of {layer.squeeze}" if layer.squeeze else ""),
-            layer.reason or "; ".join(" ".join("dense" if r is None else str(r) for r in c) for c in layer.ranks),
+            + (f" of {layer.squeeze}" if layer.squeeze else "")
+            + (f" in {layer.groups} groups" if layer.groups > 1 else ""),
+            layer.reason or _ranks(layer),
             f"{layer.dense_flops / 1e6:.1f} > {layer.flops / 1e6:.1f}",
             f"{layer.dense_flops / max(layer.flops, 1):.2f}x",
             f"{layer.dense_parameters} > {layer.parameters}",
@@ -58,6 +60,14 @@ def _layers(report: Report) -> Table:
         *([f"{report.dense_ms:.3f} > {report.ms:.3f}"] if timed else []),
     )
     return table
+
+
+def _ranks(layer: LayerReport) -> str:
+    """Of each region and cluster; of a grouped layer how many regions have which."""
+    told = [" ".join("dense" if r is None else str(r) for r in region) for region in layer.ranks]
+    if layer.groups == 1:
+        return "; ".join(told)
+    return "; ".join(f"{count} x {ranks}" for ranks, count in sorted(Counter(told).items(), key=lambda one: -one[1]))
 
 
 def _trials(report: Report) -> Table:

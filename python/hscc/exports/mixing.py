@@ -23,8 +23,8 @@ def mix_(model: nn.Module) -> None:
     as :func:`~hscc.exports.portable.as_portable` has them: copies.
     """
     for first, second in _pairs(model):
-        turn = _rotation(first.weight)
-        rows = turn @ first.weight.double().flatten(1)
+        turn = _rotation(first.weight, first.groups)
+        rows = turn @ first.weight.double().unflatten(0, (first.groups, -1)).flatten(2)
         first.weight = fresh(rows.view_as(first.weight).to(first.weight))
         columns = torch.einsum("oikl,ji->ojkl", second.weight.double(), turn)
         second.weight = fresh(columns.to(second.weight))
@@ -36,7 +36,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
     for module in model.modules():
         if isinstance(module, (ConvChain, SqueezedConv2d)) and module not in inside:
             inside.update(module.modules())
-            yield from (pair for pair in pairwise(_flat(module)) if all(map(_plain, pair)) and pair[0].bias is None)
+            yield from (pair for pair in pairwise(_flat(module)) if _turns(*pair))
 
 
 def _flat(module: nn.Module) -> Iterator[nn.Module]:
@@ -47,12 +47,13 @@ def _flat(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def _plain(module: nn.Module) -> bool:
-    return type(module) is nn.Conv2d and module.groups == 1 and set(module._parameters) == {"weight", "bias"}
+def _turns(first: nn.Module, second: nn.Module) -> bool:
+    plain = (type(conv) is nn.Conv2d and set(conv._parameters) == {"weight", "bias"} for conv in (first, second))
+    return all(plain) and first.bias is None and first.groups == second.groups
 
 
-def _rotation(weight: Tensor) -> Tensor:
-    """Of its output channels, float64, the same for each number of them."""
-    size = len(weight)
+def _rotation(weight: Tensor, groups: int) -> Tensor:
+    """Of the output channels of a group, float64, the same for each number of them."""
+    size = len(weight) // groups
     drawn = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
     return torch.linalg.qr(drawn).Q.to(weight.device)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..data.spec import METADATA_KEY, ImageSpec
 from ..nn.chain import ConvChain
+from ..nn.conv2d import HSCConv2d
 from ..nn.surgery import unwrapped
 from . import onnx, package, program
 from .mixing import mix_
@@ -136,7 +137,8 @@ def _form(model: nn.Module, sample: Sample, format: str) -> Iterator[dict[str, s
     """
     own, sides = own_layers(model), {"height", "width"} & set(sample.dynamic)
     chains = {name: "convolutions" for name, module in model.named_modules() if isinstance(module, ConvChain)}
-    several = [name for name, layer in own.items() if regions(layer) > 1]
+    own_maps = (name for name, layer in own.items() if isinstance(layer, HSCConv2d) and layer.plan.regions > 1)
+    several = [name for name, layer in own.items() if regions(layer) > 1] if format == "onnx" else [*own_maps]
     if sides and several and format != "export":  # where the graph runs there is no Python to resize maps of regions
         raise ValueError(
             f"dynamic: got {sample.dynamic} and layers with regions ({', '.join(several)}), expected ('batch',), the "

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hscc_kernels import PackedPlan
+from hscc_kernels import Geometry, PackedPlan
 from hscc_kernels.plan import DENSE, WorkItem
 
 from ..nn.chain import ConvChain
 from ..nn.conv2d import HSCConv2d
+from ..nn.groups import Wide
 from ..nn.int8 import Int8Conv2d
 from ..nn.padding import SAME, padded
 from ..nn.projection import Projection
@@ -33,6 +34,19 @@ class Pad(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return padded(x, *self.how)
+
+
+class Widened(nn.Module):
+    """A module on the wider map of a grouped convolution."""
+
+    def __init__(self, wide: Wide, inner: nn.Module) -> None:
+        super().__init__()
+        self.wide, self.inner = wide, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        return self.wide.written(self.inner(self.wide.read(x)))
 
 
 class Masked(nn.Module):
@@ -96,8 +110,9 @@ def portable(layer: HSCConv2d | Projection, size: Size | None = None) -> nn.Modu
     """The layer as plain modules: the same function, in other kernels.
 
     A projection becomes a 1 x 1 convolution. A layer of one region becomes a convolution (rows V) and a 1 x 1 one (U,
-    bias), or one convolution where it has no U; these take any size. A layer of several becomes :class:`Masked` where
-    that has fewer multiply-adds than the dense convolution, else :class:`Gathered`, which has no more than ours has.
+    bias), or one convolution where it has no U, grouped ones where the layer was; these take any size. A layer of
+    several becomes :class:`Masked` where that has fewer multiply-adds than the dense convolution, else
+    :class:`Gathered`, which has no more than ours has.
 
     Args:
         size: (H, W) of the layer's input, before any padding, where there are several regions; default: the
@@ -108,11 +123,12 @@ def portable(layer: HSCConv2d | Projection, size: Size | None = None) -> nn.Modu
     plan, modules = layer.plan, []
     if any(layer.pad) or layer.padding_mode == SAME:
         modules.append(Pad(layer))
-    if plan.regions == 1:
-        modules += _convolutions(plan, layer.bias.detach()[0])
+    if regions(layer) == 1:
+        modules += _grouped(layer) if layer.wide else _convolutions(plan, layer.bias.detach()[0])
     else:
         make = _masked if form(layer) == "masks" else _gathered
-        modules.append(make(_resized(layer, size), layer.bias.detach()))
+        made = make(_resized(layer, size), layer.bias.detach())
+        modules.append(Widened(layer.wide, made) if layer.wide else made)
     if layer.activation == "relu":
         modules.append(nn.ReLU())
     return ConvChain(*modules).train(layer.training)
@@ -180,14 +196,14 @@ def form(layer: HSCConv2d | Projection) -> str:
 
 
 def regions(layer: nn.Module) -> int:
-    return layer.plan.regions if isinstance(layer, HSCConv2d) else 1
+    """Of a grouped convolution the most that a group has."""
+    if not isinstance(layer, HSCConv2d):
+        return 1
+    return layer.wide.regions(layer.plan) if layer.wide else layer.plan.regions
 
 
 def _resized(layer: HSCConv2d, size: Size | None) -> PackedPlan:
-    if size is None:
-        return layer.plan
-    wanted = layer.geometry.out_size(*layer.padded_size(*size))
-    return layer.plan if wanted == layer.out_size else layer.plan.resized(wanted)
+    return layer.plan if size is None else layer.plan_of(*size)
 
 
 def _rows(plan: PackedPlan, item: WorkItem) -> Tensor:
@@ -211,10 +227,15 @@ def _second(plan: PackedPlan, item: WorkItem) -> Tensor:
 
 def _first(plan: PackedPlan, rows: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
     """The convolution of these rows of V; of a row of zeros where there is none, as runtimes know no layer of none."""
-    kernel, stride, padding, dilation = plan.geometry
     v = plan.v.detach()[rows] if len(rows) else plan.v.new_zeros(1, plan.v.shape[1])
-    weight = v.unflatten(1, (*kernel, plan.in_channels)).permute(0, 3, 1, 2)
-    return _conv(weight, bias, stride=stride, padding=padding, dilation=dilation)
+    return _rows_conv(v, plan.in_channels, plan.geometry, 1, bias)
+
+
+def _rows_conv(v: Tensor, channels: int, geometry: Geometry, groups: int = 1, bias: Tensor | None = None) -> nn.Conv2d:
+    """The convolution of rows (q, D) that read so many channels each."""
+    kernel, stride, padding, dilation = geometry
+    weight = v.unflatten(1, (*kernel, channels)).permute(0, 3, 1, 2)
+    return _conv(weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 def _convolutions(plan: PackedPlan, bias: Tensor) -> list[nn.Conv2d]:
@@ -223,6 +244,23 @@ def _convolutions(plan: PackedPlan, bias: Tensor) -> list[nn.Conv2d]:
     if all(c.u_start == DENSE for c in plan.cluster_items(item)):
         return [_first(plan, rows[u.argmax(1)], bias)]
     return [_first(plan, rows), _conv((u if len(rows) else u.new_zeros(len(u), 1))[:, :, None, None], bias)]
+
+
+def _grouped(layer: HSCConv2d) -> list[nn.Conv2d]:
+    """Of one region a group, which come in order: two grouped convolutions, or one where no group has a U.
+
+    All groups get as many rows as the one with the most; those that it lacks are zeros.
+    """
+    plan, groups, bias = layer.plan, layer.groups, layer.bias.detach()[: layer.groups].flatten()
+    items = sorted(plan.work_items())[:groups]
+    firsts, seconds = [plan.v.detach()[_rows(plan, item)] for item in items], [_second(plan, item) for item in items]
+    if all(c.u_start == DENSE for item in items for c in plan.cluster_items(item)):
+        weight = torch.cat([v[u.argmax(1)] for v, u in zip(firsts, seconds, strict=True)])
+        return [_rows_conv(weight, plan.in_channels, layer.geometry, groups, bias)]
+    rank = max(1, *(item.row_count for item in items))
+    weight = torch.cat([F.pad(v, (0, 0, 0, rank - len(v))) for v in firsts])
+    u = torch.cat([F.pad(u, (0, rank - u.shape[1])) for u in seconds])[:, :, None, None]
+    return [_rows_conv(weight, plan.in_channels, layer.geometry, groups), _conv(u, bias, groups=groups)]
 
 
 def _masked(plan: PackedPlan, bias: Tensor) -> Masked:
@@ -273,8 +311,9 @@ def _channels_first(conv: nn.Module) -> nn.Module:
 
 
 def _conv(weight: Tensor, bias: Tensor | None = None, **options) -> nn.Conv2d:
+    channels = weight.shape[1] * options.get("groups", 1)
     conv = nn.utils.skip_init(  # initialising would draw from the user's random generator
-        nn.Conv2d, weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **options
+        nn.Conv2d, channels, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **options
     )
     return _filled(conv, weight, bias)
 

@@ -13,7 +13,6 @@ from hscc_kernels.reference_int8 import quantise
 
 from ..nn.conv2d import HSCConv2d
 from ..nn.int8 import Int8Conv2d
-from ..nn.padding import padded
 
 KEPT = 2**29  # bytes of a layer's inputs and outputs that are looked at
 VALUES = 2**20  # inputs that a scale is chosen by
@@ -48,7 +47,7 @@ def fit(layer: HSCConv2d, samples: Samples, bits: int) -> tuple[Int8Conv2d, floa
         before += float((layer.forward(x) - y).double().square().sum())
         z = first_stage(made, x)
         for region in moments:
-            region.add(z, y)
+            region.add(z, y if layer.wide is None else layer.wide.spread(y, z.shape[-1]))
     for region in moments:
         region.fit_(made)
     energy = max(sum(float(region.energy()) for region in moments), 1e-30)
@@ -79,9 +78,8 @@ def _grid(low: float, high: float) -> tuple[float, int]:
 
 def first_stage(layer: Int8Conv2d, x: Tensor) -> Tensor:
     """All rows of V everywhere, (N, C, H, W) -> (N, q, Ho, Wo): sums of integers, which float32 holds nearly."""
-    x = padded(x, layer.pad, layer.padding_mode, layer.geometry)
-    whole = quantise(x, layer.scale, layer.zero_point).float() - layer.zero_point
-    kernel, stride, padding, dilation = layer.geometry
+    whole = quantise(layer.read(x), layer.scale, layer.zero_point).float() - layer.zero_point
+    kernel, stride, padding, dilation = layer.plan.geometry
     weight = layer.v.float().unflatten(1, (*kernel, -1)).permute(0, 3, 1, 2)
     return F.conv2d(whole, weight, None, stride, padding, dilation).mul_(layer.scale * layer.v_scale[:, None, None])
 

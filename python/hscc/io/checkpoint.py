@@ -16,6 +16,7 @@ from hscc_kernels import Int8Plan, PackedPlan
 from ..nn.chain import ConvChain
 from ..nn.conv2d import HSCConv2d
 from ..nn.forms import Form, form_of
+from ..nn.groups import Wide
 from ..nn.int8 import Int8Conv2d
 from ..nn.padding import SAME, SameConv2d
 from ..nn.projection import Projection, SqueezedConv2d
@@ -221,8 +222,9 @@ def _describe(layer: HSCConv2d | SqueezedConv2d | ConvChain) -> dict:
         return {"stages": [{name: getattr(conv, name) for name in _STAGE} for conv in layer]}
     layer = layer.conv if isinstance(layer, SqueezedConv2d) else layer
     return {
-        "geometry": layer.geometry.flat(),
-        "out_size": layer.out_size,
+        "geometry": layer.sizes[:-2],
+        "out_size": layer.sizes[-2:],
+        "wide": layer.wide,
         "padding": layer.pad,
         "padding_mode": layer.padding_mode,
         "activation": layer.activation,
@@ -257,6 +259,7 @@ def _build_factors(
     try:
         sizes = (*layer["geometry"], *layer["out_size"])
         options = {"pad": layer["padding"], **{name: layer[name] for name in ("padding_mode", "activation")}}
+        wide = Wide.of(layer["wide"], layer["geometry"]) if layer.get("wide") else None  # files of before have none
     except (KeyError, TypeError) as error:
         raise ValueError(f"got damaged hscc metadata ({error!r}), expected a layer's geometry") from error
     if v_scale is not None and (v.dtype, v_scale.shape, inputs.shape) != (torch.int8, v.shape[:1], (2,)):
@@ -270,7 +273,7 @@ def _build_factors(
     else:
         made = Int8Conv2d(Int8Plan(v, v_scale, *plan[1:], *inputs.tolist()), bias, **options)
     made.strict = bool(layer.get("strict", False))  # files of before have none
-    return made
+    return made.widen_(wide)
 
 
 def _build_chain(tensors: dict[str, Tensor], stages: list[dict], where: str) -> ConvChain:

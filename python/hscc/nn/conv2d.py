@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,7 +13,11 @@ from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lo
 from hscc_kernels.backward import padded_nhwc, windows_of
 from hscc_kernels.plan import ANY
 
+from .groups import Wide
 from .padding import SAME, SameConv2d, around, padded, split_padding
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 SIZES = 8  # other than the calibrated one whose region maps are kept
 _INDEX = ("positions", "rows", "channels", "work", "clusters")
@@ -42,10 +47,13 @@ class HSCConv2d(nn.Module):
     the last :data:`SIZES` sizes. A compiled graph does that in each call, unless :meth:`prepare` came before.
     ``torch.fx`` sees one call of the module. Backends: see ``hscc_kernels.lowrank_conv2d``.
 
+    Of a grouped convolution (``wide``) the plan is that of one op on a wider map: :mod:`hscc.nn.groups`.
+
     ``strict``: regions stay as calibrated, and a size that would resize their map is a ValueError.
     """
 
     strict = False
+    wide: Wide | None = None
 
     def __init__(
         self,
@@ -58,7 +66,8 @@ class HSCConv2d(nn.Module):
     ) -> None:
         """``pad`` and ``padding_mode`` as for ``F.pad``, or "same": what is done to the input before the op."""
         super().__init__()
-        self.sizes, self.geometry, self.out_size = plan.sizes, plan.geometry, plan.out_size
+        self.sizes = plan.sizes
+        self._geometry, self._out_size = self.geometry, self.out_size = plan.geometry, plan.out_size  # the op's
         self.in_channels = plan.in_channels
         self.out_channels = plan.out_channels
         self.pad, self.padding_mode, self.activation = tuple(pad), padding_mode, activation
@@ -98,11 +107,29 @@ class HSCConv2d(nn.Module):
         labels = torch.zeros(out_size, dtype=torch.int64)
         return cls.from_conv(conv, regions, weight_rows(conv), dense_bias(conv)[None], labels)
 
+    def widen_(self, wide: Wide | None) -> Self:
+        """From now on the plan is that of a grouped convolution on such a map."""
+        if wide is not None:
+            self.wide, plan = wide, self.plan
+            self.geometry, self.out_size = wide.narrow(self._geometry), wide.out_size(self._out_size)
+            self.in_channels, self.out_channels = plan.in_channels * wide.groups, plan.out_channels * wide.groups
+        return self
+
+    def adopt_(self, other: HSCConv2d) -> Self:
+        """All that is no number: padding, activation, groups, strictness, mode."""
+        self.pad, self.padding_mode, self.activation = other.pad, other.padding_mode, other.activation
+        self.strict = other.strict
+        return self.widen_(other.wide).train(other.training)
+
     @property
     def plan(self) -> PackedPlan:
         """The plan for the calibrated size, on the layer's own tensors."""
         buffers = self._buffers  # at half the price of seven attributes
         return PackedPlan(self.v, self.u, *[buffers[name] for name in _INDEX], self.sizes)
+
+    @property
+    def groups(self) -> int:
+        return self.wide.groups if self.wide else 1
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -128,21 +155,27 @@ class HSCConv2d(nn.Module):
 
     def prepare(self, height: int, width: int) -> None:
         """Makes the layer ready for inputs of this size (before padding by ``padding_mode``)."""
-        self._plan_for(*self.padded_size(height, width))
+        self.plan_of(height, width)
 
-    def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """What the op gets of an input of that size."""
+    def plan_of(self, height: int, width: int) -> PackedPlan:
+        """The plan for an input of that size, which is kept; ValueError where the layer does not take it."""
         left, right, top, bottom = around(self.pad, self.padding_mode, self.geometry, height, width)
-        return height + top + bottom, width + left + right
+        return self._plan_for(height + top + bottom, (width + left + right) * self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, fx.Proxy):
             return called(self, x)
         if x.ndim == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
+        x = self.read(x)
+        y = self._run(x, self._plan_for(x.shape[-2], x.shape[-1]))
+        return y if self.wide is None else self.wide.written(y)
+
+    def read(self, x: Tensor) -> Tensor:
+        """What the op gets of an input (N, C, H, W)."""
         if any(self.pad) or self.padding_mode == SAME:
             x = padded(x, self.pad, self.padding_mode, self.geometry)
-        return self._run(x, self._plan_for(x.shape[-2], x.shape[-1]))
+        return x if self.wide is None else self.wide.read(x)
 
     def _run(self, x: Tensor, plan: PackedPlan) -> Tensor:
         return lowrank_conv2d(x, plan, self.bias, activation=self.activation)
@@ -152,25 +185,27 @@ class HSCConv2d(nn.Module):
         self.v.data[rows] *= factors[:, None]
 
     def _plan_for(self, height: int, width: int) -> PackedPlan:
-        plan, size = self.plan, self.geometry.out_size(height, width)
-        if self.strict and plan.regions > 1 and size != self.out_size:
+        """For what the op gets, of that size."""
+        plan, size = self.plan, self._geometry.out_size(height, width)
+        if self.strict and plan.regions > 1 and size != self._out_size:
+            got = self.wide.out_size(size) if self.wide else size
             raise ValueError(
-                f"x: got {height} x {width}, of {size[0]} x {size[1]} outputs, expected one of "
+                f"x: got {height} x {width // self.groups}, of {got[0]} x {got[1]} outputs, expected one of "
                 f"{self.out_size[0]} x {self.out_size[1]} as calibrated (strict)"
             )
         if torch.compiler.is_exporting() and any(isinstance(side, torch.SymInt) for side in (height, width)):
             return self._open(plan, *size)
-        if size == self.out_size:
+        if size == self._out_size:
             return plan
         if min(size) < 1:
-            raise ValueError(f"x: got {height} x {width}, expected at least the kernel's size")
+            raise ValueError(f"x: got {height} x {width // self.groups}, expected at least the kernel's size")
         if size in self._resized:
             positions, work = self._resized[size]
         elif torch.compiler.is_compiling():  # made anew at each call
-            positions, work = torch.ops.hscc.resized(self.positions, self.work, self.sizes, self.v.shape[1], *size)
+            positions, work = self._map(*size)
         else:
             with torch.inference_mode(False):  # they may be needed for gradients later
-                _, _, positions, _, _, work, *_ = plan.resized(size)
+                _, _, positions, _, _, work, *_ = plan.resized(size, self._block)
             self._resized[size] = positions, work
             if len(self._resized) > SIZES:
                 self._resized.popitem(last=False)
@@ -178,12 +213,21 @@ class HSCConv2d(nn.Module):
             self.v, self.u, positions, self.rows, self.channels, work, self.clusters, (*self.sizes[:-2], *size)
         )
 
+    @property
+    def _block(self) -> int:
+        """Columns of the op's output that are resized as one."""
+        return self.wide.block if self.wide else 1
+
+    def _map(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Positions and work for an output of the op of that size, by one node of a graph."""
+        plan = self.plan
+        length = plan.v.shape[1]
+        return torch.ops.hscc.resized(plan.positions, plan.work, self.sizes, length, height, width, self._block)
+
     def _open(self, plan: PackedPlan, height: int, width: int) -> PackedPlan:
         """For an output of any size, as a graph has it."""
         if plan.regions > 1:
-            positions, work = torch.ops.hscc.resized(
-                plan.positions, plan.work, self.sizes, plan.v.shape[1], height, width
-            )
+            positions, work = self._map(height, width)
         else:  # by operators that need no Python where the graph runs
             positions = torch.arange(height * width, dtype=torch.int32, device=plan.v.device)
             count = torch.full((1, 1), height * width, dtype=torch.int32, device=plan.v.device)
@@ -199,6 +243,7 @@ class HSCConv2d(nn.Module):
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={g.kernel}, stride={g.stride}, "
             f"padding={g.padding}, dilation={g.dilation}, regions={self.bias.shape[0]}, rows={self.v.shape[0]}"
+            + (f", groups={self.groups}" if self.wide else "")
         )
 
 

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from .chain import stage
-from .conv2d import called, objection, trainable
+from .conv2d import HSCConv2d, called, objection, trainable
 from .effective import effective, plain
+from .groups import united
+from .padding import around
 
-MOST_GROUPS, LEAST_CHANNELS = 4, 16  # of a grouped convolution that is taken apart: each group takes a call
+PARTS = ".parts."  # in the name of a group, between that of its form and its number
+LEAST_CHANNELS = 16  # of a group: narrower ones take no less time with factors (docs/layers.md)
 
 
 class Form(nn.Module):
@@ -55,13 +58,26 @@ class Spread(Form):
 
 
 class Grouped(Form):
-    """``nn.Conv2d`` of few groups: one convolution each, of its own channels."""
+    """``nn.Conv2d`` of several groups: one convolution each, of its own channels, until they are :meth:`united`."""
 
     def __init__(self, convs: list[nn.Module]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(convs)  # "groups" is the convolution's own
+        self.columns = 0  # of the last input
+
+    def united(self, parts: list[nn.Module]) -> HSCConv2d:
+        """One layer for all groups, each ``HSCConv2d`` or dense; after a call of the form, whose input had its size."""
+        factored = next(part for part in parts if isinstance(part, HSCConv2d))
+        layers = [part if isinstance(part, HSCConv2d) else HSCConv2d.dense(part, factored.out_size) for part in parts]
+        left, right, *_ = around(factored.pad, factored.padding_mode, factored.geometry, 1, self.columns)
+        plan, bias, wide = united(
+            [layer.plan for layer in layers], [layer.bias.detach() for layer in layers], self.columns + left + right
+        )
+        made = HSCConv2d(plan, bias).requires_grad_(trainable(factored))
+        return made.adopt_(factored).widen_(wide)
 
     def compute(self, x: Tensor) -> Tensor:
+        self.columns = x.shape[-1]
         channels = x.chunk(len(self.parts), -3)
         return torch.cat([conv(its) for conv, its in zip(self.parts, channels, strict=True)], -3)
 
@@ -110,10 +126,10 @@ def _grouped(layer: nn.Conv2d) -> nn.Module:
     if layer.groups == layer.in_channels:
         raise ValueError("depthwise convolution: an output reads a single channel, so that factors save nothing")
     inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-    if layer.groups > MOST_GROUPS or min(inputs, outputs) < LEAST_CHANNELS:
+    if min(inputs, outputs) < LEAST_CHANNELS:
         raise ValueError(
-            f"grouped convolution: {layer.groups} groups of {inputs} to {outputs} channels would take a call each and "
-            "save little"
+            f"grouped convolution: groups of {inputs} to {outputs} channels, expected at least {LEAST_CHANNELS}: "
+            "narrower ones take no less time with factors"
         )
     conv = effective(layer)
     convs = [stage(conv, weight, (True, True)) for weight in conv.weight.detach().chunk(layer.groups)]

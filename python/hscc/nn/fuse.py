@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -106,8 +107,9 @@ class _Graph:
 def _folds(conv: HSCConv2d | nn.Conv2d) -> bool:
     """Whether its outputs can be scaled by scaling its numbers."""
     if isinstance(conv, HSCConv2d):
-        uses = Counter(row for rows, *_ in _clusters(conv) for row in rows.tolist())
-        return conv.activation == "none" and all(uses[row] == 1 for rows, _ in _dense(conv) for row in rows.tolist())
+        uses = Counter(row for own in _clusters(conv) for row in own.rows.tolist())
+        alone = (uses[row] == 1 for own in _clusters(conv) if own.u_start == DENSE for row in own.rows.tolist())
+        return conv.activation == "none" and all(alone)
     return type(conv) is nn.Conv2d and set(conv._parameters) == {"weight", "bias"} and conv.weight is not None
 
 
@@ -119,30 +121,34 @@ def _fold_(conv: HSCConv2d | nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
         return
     scale, shift = fuse_conv_bn_weights(ones[:, None], 0 * ones, *statistics)
-    scale, shift = scale[:, 0].to(conv.bias), shift.to(conv.bias)
+    scale, shift = (_by_region(conv, t.to(conv.bias)) for t in (scale[:, 0], shift))
     conv.bias.mul_(scale).add_(shift)
-    for rows, channels in _dense(conv):
-        conv.scale_rows_(rows, scale[channels])
-    for block, channels in _second_stages(conv):
-        block *= scale[channels]
+    for own in _clusters(conv):
+        factors, count = scale[own.region, own.channels], len(own.channels)
+        if own.u_start == DENSE:
+            conv.scale_rows_(own.rows, factors)
+        else:
+            conv.u[own.u_start : own.u_start + len(own.rows) * count].view(len(own.rows), count).mul_(factors)
 
 
-def _clusters(conv: HSCConv2d) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """(rows, channels, where U starts) of each cluster."""
+def _by_region(conv: HSCConv2d, values: Tensor) -> Tensor:
+    """One of each output channel -> (R, O), of those that each region has."""
+    if conv.wide is None:
+        return values.expand(len(conv.bias), -1)
+    return values.view(conv.wide.groups, -1)[conv.wide.group_of(conv.plan)]
+
+
+class _Cluster(NamedTuple):
+    region: int
+    rows: Tensor
+    channels: Tensor
+    u_start: int
+
+
+def _clusters(conv: HSCConv2d) -> Iterator[_Cluster]:
     for item in conv.plan.work_items():
         for cluster in conv.plan.cluster_items(item):
             first = item.row_start + cluster.row_start
             channels = conv.channels[item.region, cluster.channel_start : cluster.channel_start + cluster.channel_count]
-            yield conv.rows[first : first + cluster.rank].long(), channels.long(), cluster.u_start
-
-
-def _dense(conv: HSCConv2d) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, channels) of clusters without second stage."""
-    return ((rows, channels) for rows, channels, start in _clusters(conv) if start == DENSE)
-
-
-def _second_stages(conv: HSCConv2d) -> Iterator[tuple[Tensor, Tensor]]:
-    """(U as a view (rank, channels), channels) of the others."""
-    for rows, channels, start in _clusters(conv):
-        if start != DENSE:
-            yield conv.u[start : start + len(rows) * len(channels)].view(len(rows), len(channels)), channels
+            rows = conv.rows[first : first + cluster.rank].long()
+            yield _Cluster(item.region, rows, channels.long(), cluster.u_start)

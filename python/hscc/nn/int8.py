@@ -28,18 +28,12 @@ class Int8Conv2d(HSCConv2d):
     def of(cls, layer: HSCConv2d, scale: float, zero_point: int, bits: int = 8) -> Int8Conv2d:
         """With the rows of ``layer``, float32, rounded to the nearest of ``bits``."""
         plan = Int8Plan.quantised(_detached(layer.plan), scale, zero_point, bits)
-        options = {"pad": layer.pad, "padding_mode": layer.padding_mode, "activation": layer.activation}
-        made = cls(plan, layer.bias.detach().clone(), **options).train(layer.training)
-        made.strict = layer.strict
-        return made
+        return cls(plan, layer.bias.detach().clone()).adopt_(layer)
 
     def dequantised(self) -> HSCConv2d:
         """The float layer that has the same rows; it does not round its inputs."""
         plan = self.plan._replace(v=self.v * self.v_scale[:, None], u=self.u.detach().clone())
-        options = {"pad": self.pad, "padding_mode": self.padding_mode, "activation": self.activation}
-        made = HSCConv2d(plan, self.bias.detach().clone(), **options).train(self.training)
-        made.strict = self.strict
-        return made
+        return HSCConv2d(plan, self.bias.detach().clone()).adopt_(self)
 
     def _run(self, x: Tensor, plan: PackedPlan) -> Tensor:
         whole = Int8Plan(plan.v, self.v_scale, *plan[1:], self.scale, self.zero_point)

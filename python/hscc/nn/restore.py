@@ -42,7 +42,7 @@ def restore_(model: nn.Module, dense: nn.Module) -> tuple[str, ...]:
 
 def _unlike(module: nn.Module, dense: nn.Module, name: str) -> list[str]:
     """Where modules differ in class: the outermost."""
-    if type(module) is not type(dense):
+    if type(module) is not type(dense) or (isinstance(module, nn.Conv2d) and dense.bias is None is not module.bias):
         if not name:
             raise ValueError(f"dense: got a {type(dense).__name__}, expected a {type(module).__name__}")
         return [name]

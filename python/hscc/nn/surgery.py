@@ -15,7 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .conv2d import HSCConv2d, objection
-from .forms import form_of
+from .forms import Grouped, form_of
 
 _HOOKS = (
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
@@ -26,12 +26,13 @@ _HOOKS = (
 @dataclass
 class Targets:
     """By first name: layers to compress; all names; skipped ones with the reason; what takes the place of layers that
-    are plain convolutions in another form."""
+    are plain convolutions in another form; of such a convolution of one group the grouped layer."""
 
     layers: dict[str, nn.Module] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     forms: dict[str, nn.Module] = field(default_factory=dict)
+    wholes: dict[str, nn.Conv2d] = field(default_factory=dict)
 
     def leave(self, reasons: Mapping[str, str]) -> None:
         """Skips these layers, too."""
@@ -47,12 +48,18 @@ class Targets:
     def reform(self) -> None:
         """From now on layers are the plain convolutions that forms consist of."""
         for name, form in self.forms.items():
-            del self.layers[name]
+            layer = self.layers.pop(name)
             for inner, module in form.named_modules():
                 if isinstance(module, nn.Conv2d):
                     ending = f".{inner}" if inner else ""
                     self.layers[name + ending] = module
+                    if isinstance(form, Grouped):
+                        self.wholes[name + ending] = layer
                     self.names[name + ending] = tuple(one + ending for one in self.names[name])
+
+    def grouped(self, names: Iterable[str]) -> dict[str, nn.Conv2d]:
+        """Of those that are one group of a convolution, the whole."""
+        return {name: self.wholes[name] for name in names if name in self.wholes}
 
     @contextmanager
     def formed(self, model: nn.Module) -> Iterator[None]:

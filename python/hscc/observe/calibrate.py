@@ -127,7 +127,8 @@ def calls(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Mo
     found: dict[str, list[Call]] = {name: [] for name in layers}
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        dims = x.ndim - 1 if isinstance(layers[name], nn.Linear) else layers[name].weight.ndim - 1  # with the channels
+        weight = getattr(layers[name], "weight", None)  # a grouped convolution may have its parts' alone
+        dims = x.ndim - 1 if weight is None or isinstance(layers[name], nn.Linear) else weight.ndim - 1
         found[name].append(Call(*(tuple(t.shape[t.ndim - dims :]) for t in (x, y))))
 
     if layers:

@@ -27,6 +27,7 @@ from .work import Work
 
 Option = tuple[Structure, Own | Shared | Faster]
 SMALL = 0.005  # of what the budget leaves of the FLOPs: a layer with less gets one region and no squeeze
+FEW_GROUPS = 4  # that may have a squeeze, behind which each takes calls of its own
 PRICES = np.logspace(-3, 3, 25)  # of the dense layer in shares of its energy: what wins at none is passed over
 
 
@@ -68,7 +69,7 @@ def find(
     small = share * total(layer.dense for layer in stats.values()).flops / config.budget.furthest
     squeezes: dict[str, list[Squeeze]] = {
         name: squeeze.candidates(layer.conv, layer.inputs, layer.gram)
-        if config.squeeze and layer.dense.flops >= small and squeeze.pays(layer.conv)
+        if config.squeeze and layer.dense.flops >= small and layer.groups <= FEW_GROUPS and squeeze.pays(layer.conv)
         else []
         for name, layer in calibration.track(stats.items(), "projections")
     }

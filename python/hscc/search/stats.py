@@ -38,7 +38,8 @@ class LayerStats:
     reads it, where one thing alone does.
 
     ``moments`` are in the coordinates of ``frame``; ``inputs`` are there for a search. Where the machine's speed
-    counts, it is ``machine``, and ``dense_seconds`` what the dense layer takes on it.
+    counts, it is ``machine``, and ``dense_seconds`` what the dense layer takes on it. A layer that is one of several
+    ``groups`` shares its calls with the others.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LayerStats:
     inputs: Outer | None = None
     machine: Machine | None = None
     dense_seconds: float = 0.0
+    groups: int = 1
 
     @classmethod
     def begun(
@@ -76,11 +78,12 @@ class LayerStats:
 
     def cost(self, work: Work) -> Cost:
         """Of a part of the factored layer that does this for one image in one call."""
+        shared = work._replace(calls=work.calls / self.groups)
         return Cost(
             2 * self.profile.calls * (work.first + work.second + work.pointwise_macs),
             work.numbers,
             work.numbers * self.conv.weight.element_size() + 4 * work.indices,
-            self.profile.calls * self.machine.seconds(work) if self.machine else 0,
+            self.profile.calls * self.machine.seconds(shared) if self.machine else 0,
         )
 
     def lean(self) -> LayerStats:
