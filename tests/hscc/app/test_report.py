@@ -28,6 +28,8 @@ from torch import nn
 
 from hscc_kernels import ClusterFactors, RegionFactors
 from tests.hscc.app.conftest import MODEL
+from tests.hscc.nn import test_forms as forms
+from tests.hscc.nn import test_groups as groups
 
 EVIL = "<script>alert(1)</script>"
 CLASSES = ("a", EVIL, "$c$", "d")
@@ -228,6 +230,25 @@ def test_a_matrix_has_the_channels_of_a_cluster_side_by_side() -> None:
     assert (layer.region, layer.order.tolist(), layer.bounds) == (0, [0, 2, 1, 3], (0.5,))
     assert (layer.ranks, layer.totals, layer.squeeze) == (((1, None), (1, None)), (3, 3), 0)
     assert layer.labels.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("network", [forms.Net, groups.Net])
+def test_layers_of_other_forms(network: type[nn.Module]) -> None:
+    """Transposed, linear and grouped ones; of groups the first is shown."""
+    torch.manual_seed(0)
+    dense, x = network().eval(), nn.functional.interpolate(torch.randn(32, 3, 6, 6), size=14)
+    model = copy.deepcopy(dense)
+    found = hscc.compress_(model, x.split(16), hscc.Config(hscc.flops(1.5)))
+    material = page.Material(dense, model, found, x.split(16))
+    text = page.render(material)
+    timed = {own.name for own in times.measure(dense, model, found, x[:1], 0.1)}
+    assert timed == {name for name, m in dense.named_modules() if name in timed}
+    assert not any(name.endswith(".conv") for name in timed)
+    if network is groups.Net:
+        shown = {name: layers.Layer.of(name, m) for name, m in layers.compressed(model).items()}
+        assert {name: layer.groups for name, layer in shown.items()}["few"] == 2
+        assert ", first of 2 groups" in text
+        assert 0.5 < layers.look(dense, model, shown, x.split(16))["few"].all_kept <= 1
 
 
 def test_times_are_of_every_convolution_in_order(material: page.Material) -> None:

@@ -28,6 +28,7 @@ class Layer:
 
     ``order`` are the channels of its matrix, cluster after cluster, at most 128 of all its ``channels``; clusters part
     at ``bounds`` (shares of its side). They are those of ``region``: the largest with several clusters, or of all.
+    Of a layer of several ``groups`` all is of the first.
     """
 
     name: str
@@ -39,11 +40,13 @@ class Layer:
     channels: int
     order: np.ndarray
     bounds: tuple[float, ...]
+    groups: int = 1
 
     @classmethod
     def of(cls, name: str, module: HSCConv2d | SqueezedConv2d) -> Layer:
-        plan = module.plan
-        items = sorted(plan.work_items(), key=lambda item: item.region)
+        plan, wide = module.plan, getattr(module, "wide", None)
+        labels = plan.labels().cpu().numpy()[:, :: wide.block if wide else 1]
+        items = sorted(plan.work_items(), key=lambda item: item.region)[: labels.max() + 1 if wide else None]
         clusters = [plan.cluster_items(item) for item in items]
         ranks = tuple(tuple(None if c.u_start == DENSE else c.rank for c in own) for own in clusters)
         region = max(range(len(items)), key=lambda r: (len(clusters[r]) > 1, items[r].position_count))
@@ -52,7 +55,7 @@ class Layer:
         starts = (c.channel_start for c in clusters[region][1:])
         return cls(
             name=name,
-            labels=plan.labels().cpu().numpy(),
+            labels=labels,
             ranks=ranks,
             totals=tuple(sum(c.rank for c in own) for own in clusters),
             squeeze=module.conv.in_channels if isinstance(module, SqueezedConv2d) else 0,
@@ -60,6 +63,7 @@ class Layer:
             channels=len(channels),
             order=channels[picked],
             bounds=tuple(float(np.searchsorted(picked, start) / len(picked)) for start in starts),
+            groups=wide.groups if wide else 1,
         )
 
 
@@ -84,8 +88,10 @@ def look(dense: nn.Module, model: nn.Module, layers: Mapping[str, Layer], batche
     """Runs both models over the first 32 images; layers that no pass reaches, or at other sizes only, are left out.
 
     Outputs are compared behind the batch norm and the ReLU that follow a layer, as fitting counts on them, in both
-    whole networks: what earlier layers have lost counts, too.
+    whole networks: what earlier layers have lost counts, too. Parts of a layer of another form are left out.
     """
+    there = dict(dense.named_modules())
+    layers = {name: layer for name, layer in layers.items() if name in there}
     sums = {name: _Sums(layer) for name, layer in layers.items()}
     device = next(dense.parameters()).device
     images = torch.cat([batch[:IMAGES] for batch in batches[:IMAGES]])[:IMAGES].to(device)
@@ -131,7 +137,7 @@ class _Sums:
 
     def compare(self, y: Tensor, other: Tensor) -> None:
         if tuple(y.shape[-2:]) == self.layer.labels.shape and y.shape == other.shape:
-            y, other = (t.flatten(2).cpu().double() for t in (y, other))
+            y, other = (t[:, : self.layer.channels].flatten(2).cpu().double() for t in (y, other))
             self.count += len(y)
             self.first += y.sum(0) @ self.member
             self.second += y.square().sum(0) @ self.member

@@ -156,6 +156,7 @@ def _layers(material: Material, batches: Sequence[Tensor]) -> dict:
         regions, own = len(layer.ranks), seen.get(name)
         height, width = layer.labels.shape
         caption = f"{height} × {width}, {regions} region{'s' * (regions > 1)}"
+        caption += f", first of {layer.groups} groups" * (layer.groups > 1)
         maps.append({"name": name, "caption": caption, "picture": pictures.region_map(layer.labels)})
         if own is not None:
             few = f"{len(layer.order)} of " * (len(layer.order) < layer.channels)

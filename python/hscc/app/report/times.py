@@ -38,9 +38,17 @@ def measure(dense: nn.Module, model: nn.Module, report: Report, x: Tensor, secon
     """Times the layers of the report one by one on what reaches them when the dense model gets ``x`` (N, C, H, W).
 
     The two take turns until the layer has had its share of ``seconds``, at least five times each; medians. ReLUs that
-    a kernel applies itself are in its time. Layers that no pass reaches are left out.
+    a kernel applies itself are in its time. Layers that no pass reaches are left out; parts of a layer of another form
+    count together.
     """
-    reductions = {layer.name: layer.dense_flops / max(layer.flops, 1) for layer in report.layers}
+    there, sums = dict(dense.named_modules()), {}
+    for layer in report.layers:
+        name = layer.name
+        while name not in there:
+            name = name.rpartition(".")[0]
+        before, after = sums.get(name, (0, 0))
+        sums[name] = before + layer.dense_flops, after + layer.flops
+    reductions = {name: before / max(after, 1) for name, (before, after) in sums.items()}
     inputs, calls = _inputs(dense, [*reductions], x.to(next(dense.parameters()).device))
     found = []
     for name, own in inputs.items():
