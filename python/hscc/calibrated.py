@@ -29,6 +29,7 @@ from .search.plan import LayerPlan
 from .search.stats import LayerStats
 
 FEW_IMAGES = 64
+PORTABLE_CHANNELS = 48  # of a group: runtimes compute narrower ones no faster in two stages (docs/layers.md)
 # shares of the time, roughly
 STAGES = {"profile": 2, "sensitivity": 4, "cells": 2, "second moments": 2, "directions": 1, "moments": 2}
 STAGES |= {"projections": 1, "squeezes": 6, "structures": 12}
@@ -158,6 +159,8 @@ def _calibrated(model: nn.Module, data: Calibration, config: Config) -> Calibrat
 def _targets(model: nn.Module, data: Calibration, config: Config) -> surgery.Targets:
     with evaluation_mode(model):
         targets = surgery.find(model, config.skip)
+    if config.portable:
+        targets.leave(targets.narrow(PORTABLE_CHANNELS))
     found = probe.objections(model, data, targets.layers, targets.names, config.linear)
     for name in [name for name, why in found.items() if why == probe.NO_MAP and not config.linear]:
         targets.forget(name)

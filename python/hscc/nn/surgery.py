@@ -57,6 +57,16 @@ class Targets:
                         self.wholes[name + ending] = layer
                     self.names[name + ending] = tuple(one + ending for one in self.names[name])
 
+    def narrow(self, least: int) -> dict[str, str]:
+        """Grouped convolutions whose groups have fewer channels, with that as the reason."""
+        widths = {
+            name: min(layer.in_channels, layer.out_channels) // layer.groups
+            for name, layer in self.layers.items()
+            if isinstance(self.forms.get(name), Grouped)
+        }
+        why = "grouped convolution: groups of {} channels, expected at least {} in a portable network"
+        return {name: why.format(width, least) for name, width in widths.items() if width < least}
+
     def grouped(self, names: Iterable[str]) -> dict[str, nn.Conv2d]:
         """Of those that are one group of a convolution, the whole."""
         return {name: self.wholes[name] for name in names if name in self.wholes}
