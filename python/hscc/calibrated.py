@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import progress
+from . import progress, whole
 from .baselines import plan as baselines
 from .baselines.chain import Chain
 from .config import Budget, Config
@@ -20,7 +20,7 @@ from .nn.forms import PARTS
 from .observe import calibrate as passes
 from .observe import probe
 from .observe.data import Calibration, evaluation_mode
-from .report import LayerReport, Report, joined
+from .report import LayerReport, Report, Whole, joined
 from .search import allocate, options, stats
 from .search.cost import Cost, remaining, row, total
 from .search.latency import Machine
@@ -47,6 +47,7 @@ class CompressionPlan:
     machine: Machine | None = None
     forward: Callable[[nn.Module, Any], Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    whole: Whole | None = None
 
     @property
     def reads(self) -> bool:
@@ -76,7 +77,12 @@ class CompressionPlan:
             self.machine and self.machine.error,
             tuple(refitted),
             seconds=dict(self.seconds),
+            whole=self.whole and replace(self.whole, predicted_ms=self.whole.rest_ms + sum(r.ms for r in rows)),
         )
+        if report.whole and report.whole.speedup <= 1:
+            dense = f"{report.whole.dense_ms[report.whole.best]:.2f} ms"
+            told = f"the whole network would take {report.whole.predicted_ms:.2f} ms"
+            report = report.warned(f"{told}, the dense one takes {dense} in {report.whole.best}")
         if report.bytes <= report.dense_bytes:
             return report
         size = f"convolutions take {report.bytes / 1e6:.2f} MB, dense ones {report.dense_bytes / 1e6:.2f} MB"
@@ -97,6 +103,7 @@ class Calibrated:
     machine: Machine | None = None
     forward: Callable[[nn.Module, Any], Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    whole: Whole | None = None
 
     def plan(self, budget: Budget) -> CompressionPlan:
         """What to do to the model to keep this budget.
@@ -124,7 +131,7 @@ class Calibrated:
             cut = [name for name, layer in layers.items() if layer.cut]
             warnings += [f"{name}: rank 0 in all regions, so that nothing passes it" for name in cut]
         return CompressionPlan(
-            config, layers, self.targets, self.others, tuple(warnings), machine, self.forward, self.seconds
+            config, layers, self.targets, self.others, tuple(warnings), machine, self.forward, self.seconds, self.whole
         )
 
 
@@ -153,7 +160,11 @@ def calibrate(
 def _calibrated(model: nn.Module, data: Calibration, config: Config) -> Calibrated:
     targets = _targets(model, data, config)
     with targets.formed(model):
-        return _looked(model, targets, data, config)
+        found = _looked(model, targets, data, config)
+    if found.machine is None:
+        return found
+    sizes = {name: layer.profile.size for name, layer in found.layers.items()}
+    return replace(found, whole=whole.timed(model, targets, sizes, data, config.latency_batch))
 
 
 def _targets(model: nn.Module, data: Calibration, config: Config) -> surgery.Targets:

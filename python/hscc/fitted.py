@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,14 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from . import progress
+from . import progress, whole
 from .baselines import plan as baselines
 from .calibrated import CompressionPlan
 from .fit import network
 from .fit.heads import Head
 from .nn import surgery
-from .nn.conv2d import HSCConv2d
-from .nn.forms import PARTS, Grouped
+from .nn.forms import PARTS
 from .nn.projection import SqueezedConv2d
 from .observe import calibrate as passes
 from .observe import probe
@@ -85,7 +85,14 @@ def _fitted(model: nn.Module, plan: CompressionPlan, calibration: Iterable | Non
         raise ValueError(f"calibration: got None, expected {wanted}")
     model = surgery.unwrapped(model)
     with plan.targets.formed(model):
-        return _made(model, plan, calibration, show_progress)
+        made = _made(model, plan, calibration, show_progress)
+    if made.report.whole is None or calibration is None:
+        return made
+    data = Calibration.of(model, calibration, plan.config.seed, show_progress, plan.forward)
+    dense = copy.deepcopy(model)
+    with made.in_place() as small:
+        checked = whole.checked(made.report.whole, dense, copy.deepcopy(small), data)
+    return replace(made, report=replace(made.report, whole=checked))
 
 
 def _made(model: nn.Module, plan: CompressionPlan, calibration: Iterable | None, show_progress: bool) -> Fitted:
@@ -96,7 +103,7 @@ def _made(model: nn.Module, plan: CompressionPlan, calibration: Iterable | None,
         student, head = network.fit(model, plan.layers, plan.targets.names, data, plan.config)
         costs = {name: plan.layers[name].cost(module.plan) for name, module in student.modules.items()}
         rows = [layer.row(costs.get(name, layer.stats.dense)) for name, layer in plan.layers.items()]
-        _unite(student, plan.targets)
+        plan.targets.unite(student)
         for layer in student.modules.values():
             (layer.conv if isinstance(layer, SqueezedConv2d) else layer).strict = plan.config.strict
     report = plan.report_of(rows, head.values, [head.warning] if head.warning else [])
@@ -106,21 +113,6 @@ def _made(model: nn.Module, plan: CompressionPlan, calibration: Iterable | None,
         if plan.machine:
             report = _timed(report, plan, student, data)
     return Fitted(student, head, report, plan.targets)
-
-
-def _unite(student: surgery.Student, targets: surgery.Targets) -> None:
-    """One layer for the groups of a convolution, unless some have a squeeze."""
-    for name, form in targets.forms.items():
-        if not isinstance(form, Grouped):
-            continue
-        several = {f"{name}.{inner}": conv for inner, conv in form.named_modules() if isinstance(conv, nn.Conv2d)}
-        parts = [student.modules.get(part, conv) for part, conv in several.items()]
-        factored = [part for part in parts if not isinstance(part, nn.Conv2d)]
-        if factored and all(isinstance(part, HSCConv2d) for part in factored):
-            for part in several:
-                student.modules.pop(part, None)
-            student.names = {**student.names, name: targets.names[name]}
-            student.replace(name, form.united(parts))
 
 
 def _timed(report: Report, plan: CompressionPlan, student: surgery.Student, data: Calibration) -> Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+TORCH = "PyTorch"  # among the runtimes
 _SUMS = ("dense_flops", "flops", "dense_parameters", "parameters", "dense_bytes", "bytes")
 
 
@@ -87,11 +88,37 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """Milliseconds of a call of the whole network with so many ``images``, after :func:`hscc.fuse_`.
+
+    ``dense_ms`` of the dense one by runtime, ``rest_ms`` of all but the layers that are compressed; of the compressed
+    one by prediction, and measured once it was there.
+    """
+
+    images: int
+    dense_ms: Mapping[str, float]
+    rest_ms: float
+    predicted_ms: float | None = None
+    measured_ms: float | None = None
+
+    @property
+    def best(self) -> str:
+        """The runtime in which the dense network is fastest."""
+        return min(self.dense_ms, key=self.dense_ms.__getitem__)
+
+    @property
+    def speedup(self) -> float:
+        """Over the best runtime: measured, or by prediction where it was not."""
+        return self.dense_ms[self.best] / (self.measured_ms or self.predicted_ms)
+
+
+@dataclass(frozen=True)
 class Report:
     """Totals are over all convolutions of the model, the untouched ones with their FLOPs.
 
     ``latency_error`` is the median relative error of the predicted times, on layer shapes that they were not made from;
     ``measured_speedup`` is what came, all convolutions timed dense and compressed in turn, once the model was finished.
+    ``whole`` are times of the whole network, where the machine's speed counts.
     ``refitted`` names the parameters of other layers that changed with the convolutions. ``seconds`` are those of each
     stage of the work. ``trials`` are those made where an accuracy was asked for; ``dense_score`` (0..1) and
     ``dense_call_ms`` are what the dense model scored and took there. ``int8`` are the layers with a first stage in 8
@@ -108,6 +135,7 @@ class Report:
     dense_score: float | None = None
     dense_call_ms: float | None = None
     int8: Mapping[str, float] = field(default_factory=dict)
+    whole: Whole | None = None
 
     @property
     def chosen(self) -> Trial | None:
@@ -202,7 +230,8 @@ class Report:
         warnings, seconds = tuple(data["warnings"]), data.get("seconds", {})
         trials = tuple(Trial(**trial) for trial in data.get("trials", ()))
         dense = data.get("dense_score"), data.get("dense_call_ms"), data.get("int8", {})
-        return cls(layers, warnings, data.get("latency_error"), refitted, measured, seconds, trials, *dense)
+        whole = Whole(**data["whole"]) if data.get("whole") else None
+        return cls(layers, warnings, data.get("latency_error"), refitted, measured, seconds, trials, *dense, whole)
 
     def __str__(self) -> str:
         from .tables import told

@@ -92,6 +92,13 @@ def _lines(report: Report) -> list[str]:
     if report.measured_speedup:
         size += f", {report.measured_speedup:.2f}x measured"
     lines = [f"convolutions: {size}"]
+    if (whole := report.whole) is not None:
+        dense = ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(whole.dense_ms.items(), key=lambda one: one[1]))
+        measured = f", {whole.measured_ms:.2f} measured" if whole.measured_ms else ""
+        lines.append(
+            f"whole network, {whole.images} image{'s' * (whole.images > 1)}, ms: dense {dense}; compressed "
+            f"{whole.predicted_ms:.2f} predicted{measured}, {whole.speedup:.2f}x"
+        )
     if (trial := report.chosen) is not None:
         told = f"{trial.samples} samples: dense {100 * report.dense_score:.2f}, {trial.drop:.2f} points lost, at most "
         told += f"{trial.bound:.2f}"

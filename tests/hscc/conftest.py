@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hscc import calibrated
+from hscc import calibrated, whole
 from hscc.search.latency import Machine
 from hscc.search.work import Work
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ def small_net() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(20, 4),
     )
+
+
+@pytest.fixture(autouse=True)
+def _whole_networks(monkeypatch) -> None:
+    """Whole networks are timed in PyTorch alone, and briefly."""
+    monkeypatch.setattr(whole, "SECONDS", 0.02)
+    monkeypatch.setattr(whole, "_runtimes", lambda *args: {})
 
 
 @pytest.fixture

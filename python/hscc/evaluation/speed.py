@@ -41,7 +41,7 @@ def in_turn(
     Args:
         places: give each model for the time of a turn.
     """
-    batch = _cut(data.first(), images)
+    batch = cut(data.first(), images)
     times: dict[K, list[float]] = {name: [] for name in places}
     for _ in range(TURNS):
         for name, place in places.items():
@@ -51,7 +51,7 @@ def in_turn(
     return {name: 1e3 * statistics.median(own) for name, own in times.items()}
 
 
-def _cut(batch: Any, count: int) -> Any:
+def cut(batch: Any, count: int) -> Any:
     """The first samples of a batch, where it is clear which they are."""
     if isinstance(batch, Tensor):
         return batch[:count]

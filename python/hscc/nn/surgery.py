@@ -71,6 +71,19 @@ class Targets:
         """Of those that are one group of a convolution, the whole."""
         return {name: self.wholes[name] for name in names if name in self.wholes}
 
+    def unite(self, student: Student) -> None:
+        """One layer for the groups of a convolution, unless some have a squeeze; after a call of the forms."""
+        for name, form in self.forms.items():
+            if not isinstance(form, Grouped):
+                continue
+            several = {f"{name}.{inner}": conv for inner, conv in form.named_modules() if isinstance(conv, nn.Conv2d)}
+            parts = [student.modules.get(part, conv) for part, conv in several.items()]
+            factored = [part for part in parts if not isinstance(part, nn.Conv2d)]
+            if factored and all(isinstance(part, HSCConv2d) for part in factored):
+                for part in several:
+                    student.modules.pop(part, None)
+                student.replace(name, form.united(parts))
+
     @contextmanager
     def formed(self, model: nn.Module) -> Iterator[None]:
         """Inside, forms are in the place of their layers."""

@@ -28,10 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d, project
+from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, project
 from hscc_kernels.dispatch import resolve
 
 from .._version import __version__
+from ..nn.conv2d import HSCConv2d
 from ..nn.padding import SameConv2d
 from ..observe import distributed
 from ..progress import track
@@ -73,6 +74,7 @@ class _Times(NamedTuple):
 _SHAPES = (
     *((3, 64, 7, 2, 56), (3, 32, 3, 1, 96), (16, 32, 3, 1, 56), (32, 64, 3, 1, 56), (64, 64, 3, 1, 56)),
     *((64, 192, 5, 1, 27), (96, 96, 3, 1, 28), (128, 256, 3, 2, 14), (192, 384, 3, 1, 13), (384, 256, 3, 1, 13)),
+    *((64, 64, 3, 1, 112), (128, 128, 3, 1, 112)),  # maps that no cache of a core's own holds
     *((512, 512, 3, 1, 7), (64, 256, 1, 1, 28), (256, 64, 1, 1, 28), (1024, 256, 1, 1, 14), (256, 512, 1, 2, 14)),
 )
 _KINDS = ((1, 1, 3.0), (1, 1, 30.0), (4, 1, 5.0), (4, 2, 16.0), (8, 2, 8.0), (16, 1, 4.0))
@@ -234,7 +236,8 @@ def _layers(like: Tensor, batch: int) -> tuple[list[int], list[Work], list[Calla
             bias = torch.zeros(kind.regions, shape.outputs).to(like)
             groups.append(group)
             works.append(Work.of(plan))
-            calls.append(lambda x=x, plan=plan, bias=bias: lowrank_conv2d(x, plan, bias))
+            layer = HSCConv2d(plan, bias).requires_grad_(False)
+            calls.append(functools.partial(layer.forward, x))  # as networks call it: its Python is cold there, too
         matrix = torch.randn(shape.channels, shape.outputs).to(like)
         groups.append(group)
         works.append(Work.of_pointwise(x[0, 0].numel(), shape.channels, shape.outputs))

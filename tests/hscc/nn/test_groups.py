@@ -9,7 +9,7 @@ from dataclasses import replace
 import hscc
 import pytest
 import torch
-from hscc import HSCConv2d, Projection, fitted
+from hscc import HSCConv2d, Projection
 from hscc.exports.portable import Gathered, Masked, Widened, portable, regions
 from hscc.fit import int8
 from hscc.nn.forms import form_of
@@ -238,10 +238,10 @@ def test_groups_with_a_squeeze_stay_apart(made, monkeypatch) -> None:
         layers = [HSCConv2d.dense(part, (7, 7)) for part in form.parts]
         squeezed = SqueezedConv2d.of(Projection(torch.eye(48)), layers[0])
         student.modules = {"few.parts.0": squeezed, "few.parts.1": layers[1]}
-        fitted._unite(student, plan.targets)
+        plan.targets.unite(student)
         assert student.modules.keys() == {"few.parts.0", "few.parts.1"}
         student.modules = {"few.parts.0": layers[0]}  # the other stays dense
-        fitted._unite(student, plan.targets)
+        plan.targets.unite(student)
         assert student.modules.keys() == {"few"}
         assert student.modules["few"].groups == 2
     rows = [replace(report.layers[0], name=name, squeeze=squeeze) for name, squeeze in (("a.0", 4), ("a.1", 0))]
