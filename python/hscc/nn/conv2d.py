@@ -175,7 +175,11 @@ class HSCConv2d(nn.Module):
         """What the op gets of an input (N, C, H, W)."""
         if any(self.pad) or self.padding_mode == SAME:
             x = padded(x, self.pad, self.padding_mode, self.geometry)
-        return x if self.wide is None else self.wide.read(x)
+        if self.wide is None:
+            return x
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (N, {self.in_channels}, H, W)")
+        return self.wide.read(x)
 
     def _run(self, x: Tensor, plan: PackedPlan) -> Tensor:
         return lowrank_conv2d(x, plan, self.bias, activation=self.activation)

@@ -71,6 +71,7 @@ class _Times(NamedTuple):
     spread: float
 
 
+_FIT = 2  # changes with what the rates are fitted to
 _SHAPES = (
     *((3, 64, 7, 2, 56), (3, 32, 3, 1, 96), (16, 32, 3, 1, 56), (32, 64, 3, 1, 56), (64, 64, 3, 1, 56)),
     *((64, 192, 5, 1, 27), (96, 96, 3, 1, 28), (128, 256, 3, 2, 14), (192, 384, 3, 1, 13), (384, 256, 3, 1, 13)),
@@ -213,6 +214,7 @@ def _key(like: Tensor, batch: int) -> dict[str, object]:
         "batch": batch,
         "torch": torch.__version__,
         "hscc": __version__,
+        "fit": _FIT,
     }
 
 

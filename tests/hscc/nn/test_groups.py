@@ -93,6 +93,13 @@ def test_strict_layers_say_sizes_of_the_convolution() -> None:
         layer(torch.zeros(1, 64, 12, 14))
 
 
+@pytest.mark.parametrize("shape", [(2, 32, 9, 11), (2, 63, 9, 11), (64, 9), (1, 2, 64, 9, 11)])
+def test_other_inputs_are_refused(shape: tuple[int, ...]) -> None:
+    layer, _ = united(CONVOLUTIONS["stride"](), (9, 11))
+    with pytest.raises(ValueError, match=r"x: got shape .*, expected \(N, 64, H, W\)"):
+        layer(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("name", ["padding", "stride"])
 def test_compiled_and_exported(name: str) -> None:
     layer, _ = united(CONVOLUTIONS[name](), (12, 12), parts=2)
