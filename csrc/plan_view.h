@@ -5,7 +5,7 @@
 
 namespace hscc {
 
-// A row of the plan's work list, as in hscc_kernels/plan.py.
+// A row of the plan's work list, as in hscc_kernels/layout.py.
 struct WorkItem {
   int32_t region, position_start, position_count, row_start, row_count, cluster_start, cluster_count, macs;
 };

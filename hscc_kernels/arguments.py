@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .plan import ClusterItem, Geometry, WorkItem, sized
+from .layout import ClusterItem, Geometry, WorkItem, sized
 
 ACTIVATIONS = ("none", "relu")
 SCALES = (2.0**-126, 2.0**126)  # of inputs in int8: between them the inverse of a float32 is one, too

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .plan import DENSE, Geometry
+from .layout import DENSE, Geometry
 from .reference import clusters_of, regions_of, u_block
 
 PATCH_NUMBERS = 1 << 26  # images come in parts whose patches hold no more, unless one image's do

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import is_fake
 
-from .plan import PackedPlan, WorkItem
+from .layout import WorkItem
+from .plan import PackedPlan
 
 _COUNTER = "torch.utils.flop_counter"
 _FORMULAS: dict[str, Callable[..., int]] = {}  # by the op's name

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _extension, arguments, backward, flops, plan, reference, reference_int8  # noqa: F401  (C++ registers its kernels)
+from . import (  # _extension: C++ registers its kernels
+    _extension,  # noqa: F401
+    arguments,
+    backward,
+    flops,
+    layout,
+    reference,
+    reference_int8,
+    region_map,
+)
 
 BACKENDS = ("triton", "cpu", "reference")
 INT8_BACKENDS = ("cpu", "reference")
@@ -37,13 +46,13 @@ _RESIZED_SCHEMA = (
 
 def _fake(x, bias, v, u, positions, rows, channels, work, clusters, sizes: Sequence[int], activation) -> Tensor:
     arguments.check(x, bias, v, u, positions, rows, channels, work, clusters, sizes, activation)
-    size = (x.shape[0], channels.shape[1], *plan.sized(sizes, x)[-2:])
+    size = (x.shape[0], channels.shape[1], *layout.sized(sizes, x)[-2:])
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _int8_fake(x, bias, v, v_scale, u, positions, rows, channels, work, clusters, sizes, *rest) -> Tensor:
     arguments.check_int8(x, bias, v, v_scale, u, positions, rows, channels, work, clusters, sizes, *rest)
-    size = (x.shape[0], channels.shape[1], *plan.sized(sizes, x)[-2:])
+    size = (x.shape[0], channels.shape[1], *layout.sized(sizes, x)[-2:])
     return torch.empty(size, dtype=u.dtype, device=x.device, memory_format=torch.channels_last)
 
 
@@ -114,7 +123,7 @@ def _project_fake(x: Tensor, matrix: Tensor) -> Tensor:
 
 def _resized(positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, *size_and_block: int):
     height, width, *block = size_and_block
-    made = plan.resized(positions, work, sizes, patch, (height, width), *block)
+    made = region_map.resized(positions, work, sizes, patch, (height, width), *block)
     return made.positions, made.work
 
 

@@ -13,128 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-class WorkItem(NamedTuple):
-    """A row of ``PackedPlan.work``: one region. ``macs`` is the multiply-adds of one position."""
-
-    region: int
-    position_start: int
-    position_count: int
-    row_start: int
-    row_count: int
-    cluster_start: int
-    cluster_count: int
-    macs: int
-
-
-class ClusterItem(NamedTuple):
-    """A row of ``PackedPlan.clusters``; starts count from the region's own channels and rows, ``u_start`` from u.
-
-    ``u_start == DENSE`` means: no second stage, the rank (= channel_count) first-stage rows are the outputs.
-    """
-
-    channel_start: int
-    channel_count: int
-    row_start: int
-    rank: int
-    u_start: int
-
-
-DENSE = -1
-ANY = -1  # for an output's height and width in a plan's sizes: those that the input gives
-
-
-class Geometry(NamedTuple):
-    """Kernel size, stride, zero padding and dilation of a convolution, each as (height, width)."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-
-    def out_size(self, height: int, width: int) -> tuple[int, int]:
-        """Output (height, width) for an input of that size, as ``nn.Conv2d`` counts it."""
-        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = self
-        return (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
-
-    def flat(self) -> list[int]:
-        """Eight ints: kernel, stride, padding, dilation."""
-        return [*self.kernel, *self.stride, *self.padding, *self.dilation]
-
-    @classmethod
-    def unflat(cls, ints: Sequence[int]) -> Geometry:
-        """The inverse; more ints than eight may follow."""
-        return cls(*((ints[i], ints[i + 1]) for i in (0, 2, 4, 6)))
-
-
-def sized(sizes: Sequence[int], x: Tensor) -> tuple[int, ...]:
-    """A plan's ten sizes, with the height and width of the output for x (N, C, H, W) where they are :data:`ANY`."""
-    if sizes[-1] != ANY:
-        return tuple(sizes)
-    return (*sizes[:-2], *Geometry.unflat(sizes).out_size(x.shape[2], x.shape[3]))
-
-
-def _walk(labels: Tensor, geometry: Geometry, patch: int) -> Tensor:
-    """All flat positions of a map (Ho, Wo): two rows at a time, to and fro, or row by row, where patches are short.
-
-    Neighbours in this order are computed together, and patches of 2 x 3 positions share more input than of 1 x 6.
-    Large maps of short patches gain nothing by that, as their rows are easier to fetch ahead one by one.
-    """
-    index = torch.arange(labels.numel(), device=labels.device).view(labels.shape)
-    if min(geometry.kernel) == 1 or (patch < 1024 and labels.numel() > 4096):
-        return index.flatten()
-    strips = (strip.flip(1) if i % 2 else strip for i, strip in enumerate(index.split(2)))
-    return torch.cat([strip.T.flatten() for strip in strips])
-
-
-class Mapped(NamedTuple):
-    """What of a plan depends on the region map; see :class:`PackedPlan`."""
-
-    positions: Tensor
-    work: Tensor
-    sizes: tuple[int, ...]
-
-
-def _mapped(work: Tensor, labels: Tensor, geometry: Geometry, patch: int) -> Mapped:
-    flat = labels.reshape(-1).long()
-    counts = torch.bincount(flat, minlength=len(work))
-    starts = counts.cumsum(0) - counts
-    work = work.clone()
-    region = work[:, 0].long()
-    work[:, 1] = starts.to(work)[region]
-    work[:, 2] = counts.to(work)[region]
-    order = _walk(labels, geometry, patch)
-    positions = order[flat[order].argsort(stable=True)].to(work)
-    return Mapped(positions, work, (*geometry.flat(), *labels.shape))
-
-
-def _labels(positions: Tensor, work: Tensor, sizes: Sequence[int]) -> Tensor:
-    items = [WorkItem(*row) for row in work.tolist()]
-    if wrong := [item.region for item in items if not 0 <= item.region < len(items)]:
-        raise ValueError(f"work: got region {wrong[0]}, expected 0..{len(items) - 1}")
-    labels = torch.zeros(positions.shape, dtype=torch.int64, device=positions.device)
-    for item in items:
-        labels[positions[item.position_start : item.position_start + item.position_count].long()] = item.region
-    return labels.view(*sizes[-2:])
-
-
-def resized(
-    positions: Tensor, work: Tensor, sizes: Sequence[int], patch: int, size: tuple[int, int], block: int = 1
-) -> Mapped:
-    """As :meth:`PackedPlan.resized`, of what it needs."""
-    labels = _labels(positions, work, sizes)
-    row, column = (
-        _nearest(torch.arange(new, device=labels.device), new, old, along)
-        for new, old, along in zip(size, labels.shape, (1, block), strict=True)
-    )
-    return _mapped(work, labels[row[:, None], column[None, :]], Geometry.unflat(sizes), patch)
-
-
-def _nearest(index: Tensor, new: int, old: int, block: int) -> Tensor:
-    """Of ``old`` positions the one nearest to each index of ``new``; ``block`` neighbours keep their order."""
-    new, old_blocks = -(-new // block), -(-old // block)
-    nearest = ((index // block + 0.5) * old_blocks / new).long().clamp_max(old_blocks - 1)
-    return (nearest * block + index % block).clamp_max(old - 1)
+from . import region_map
+from .layout import DENSE, ClusterItem, Geometry, WorkItem
 
 
 class ClusterFactors(NamedTuple):
@@ -158,7 +38,7 @@ class PackedPlan(NamedTuple):
     Shapes (q pool rows, D = kh*kw*C patch length, R regions, O output channels, P = Ho*Wo output positions):
         v: (q, D) first-stage rows, D ordered (kh, kw, C), floating.
         u: (sum of rank * channels,) the clusters' second-stage blocks, each (rank, channels) row by row, as v.
-        positions: (P,) int32, flat output positions, region after region, within one in any order: see :func:`_walk`.
+        positions: (P,) int32, flat output positions, region after region, within one as in ``region_map.py``.
         rows: (S,) int32, rows of v that each region uses, region after region.
         channels: (R, O) int32, each region's output channels, cluster after cluster.
         work: (R, 8) int32, the work list: a :class:`WorkItem` a row, dearest position first.
@@ -247,18 +127,20 @@ class PackedPlan(NamedTuple):
         flat = labels.reshape(-1)
         if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) < self.regions):
             raise ValueError(f"labels: got {int(flat.min())}..{int(flat.max())}, expected 0..{self.regions - 1}")
-        return self._replace(**_mapped(self.work, labels, self.geometry, self.v.shape[1])._asdict())
+        return self._replace(**region_map.mapped(self.work, labels, self.geometry, self.v.shape[1])._asdict())
 
     def resized(self, size: tuple[int, int], block: int = 1) -> PackedPlan:
         """This plan for outputs of another size: each position is of the region of the nearest one.
 
         ``block``: so many neighbouring columns go as one, each to its own place in another.
         """
-        return self._replace(**resized(self.positions, self.work, self.sizes, self.v.shape[1], size, block)._asdict())
+        return self._replace(
+            **region_map.resized(self.positions, self.work, self.sizes, self.v.shape[1], size, block)._asdict()
+        )
 
     def labels(self) -> Tensor:
         """(Ho, Wo) int64 region of each output position."""
-        return _labels(self.positions, self.work, self.sizes)
+        return region_map.labels_of(self.positions, self.work, self.sizes)
 
     def to(self, *args, **kwargs) -> PackedPlan:
         """Like ``Tensor.to``; a dtype changes only the factors."""

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .plan import DENSE, ClusterItem, Geometry, PackedPlan, WorkItem, sized
+from .layout import DENSE, ClusterItem, Geometry, WorkItem, sized
+from .plan import PackedPlan
 
 
 def lowrank_conv2d(

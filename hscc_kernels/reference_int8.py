@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .plan import Geometry, PackedPlan, sized
+from .layout import Geometry, sized
+from .plan import PackedPlan
 from .reference import im2col, second_stage
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from . import reference, reference_int8
 from .int8_plan import Int8Plan
-from .plan import ClusterFactors, Geometry, PackedPlan, RegionFactors
+from .layout import Geometry
+from .plan import ClusterFactors, PackedPlan, RegionFactors
 
 
 class Case(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..plan import Geometry
+from ..layout import Geometry
 
 
 class Config(NamedTuple):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..plan import DENSE, ClusterItem, WorkItem
+from ..layout import DENSE, ClusterItem, WorkItem
 
 _DENSE = tl.constexpr(DENSE)
 _WORK_WIDTH = tl.constexpr(len(WorkItem._fields))

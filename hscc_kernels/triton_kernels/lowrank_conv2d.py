@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from ..arguments import check
-from ..plan import DENSE, ClusterItem, PackedPlan, sized
+from ..layout import DENSE, ClusterItem, sized
+from ..plan import PackedPlan
 from . import autotune
 from .configs import TALLEST, Chip, Config, Problem
 from .kernel import lowrank_conv2d_kernel

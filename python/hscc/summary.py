@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hscc_kernels.plan import DENSE
+from hscc_kernels.layout import DENSE
 
 from .nn.chain import ConvChain
 from .nn.conv2d import HSCConv2d

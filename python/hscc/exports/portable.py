@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hscc_kernels import Geometry, PackedPlan
-from hscc_kernels.plan import DENSE, WorkItem
+from hscc_kernels.layout import DENSE, WorkItem
 
 from ..nn.chain import ConvChain
 from ..nn.conv2d import HSCConv2d

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hscc_kernels.plan import DENSE
+from hscc_kernels.layout import DENSE
 from hscc_kernels.reference_int8 import quantise
 
 from ..nn.conv2d import HSCConv2d

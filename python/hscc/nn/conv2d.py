@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors, lowrank_conv2d
 from hscc_kernels.backward import padded_nhwc, windows_of
-from hscc_kernels.plan import ANY
+from hscc_kernels.layout import ANY
 
 from .groups import Wide
 from .padding import SAME, SameConv2d, around, padded, split_padding

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from hscc_kernels.plan import DENSE
+from hscc_kernels.layout import DENSE
 
 from .conv2d import HSCConv2d
 from .surgery import Folded, swap_, unwrapped

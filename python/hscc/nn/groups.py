@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors
-from hscc_kernels.plan import DENSE
+from hscc_kernels.layout import DENSE
 
 
 class Wide(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from hscc_kernels import PackedPlan
-from hscc_kernels.plan import ClusterItem, WorkItem
+from hscc_kernels.layout import ClusterItem, WorkItem
 
 
 class Work(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hscc import HSCConv2d, SqueezedConv2d, calibrated
-from hscc.search import latency
+from hscc.search import invented, latency, stopwatch
 from hscc.search.latency import Machine
 from hscc.search.work import Work
 from torch import nn
@@ -26,16 +26,16 @@ from hscc_kernels import ClusterFactors, RegionFactors
 def counted(monkeypatch, tmp_path) -> list[int]:
     """A cache folder of its own, few invented layers, and times made up; the number of calls timed each time."""
     monkeypatch.setenv("HSCC_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(latency, "_SHAPES", latency._SHAPES[-3:])
+    monkeypatch.setattr(invented, "SHAPES", invented.SHAPES[-3:])
     timed: list[int] = []
 
-    def ratios(calls, like, description, show) -> latency._Times:
+    def ratios(calls, like, description, show) -> stopwatch.Times:
         timed.append(len(calls))
         for call in calls:
             call()
-        return latency._Times(list(range(1, len(calls) + 1)), 1e-3, 1.0)
+        return stopwatch.Times(list(range(1, len(calls) + 1)), 1e-3, 1.0)
 
-    monkeypatch.setattr(latency, "_ratios", ratios)
+    monkeypatch.setattr(stopwatch, "ratios", ratios)
     return timed
 
 
@@ -83,7 +83,7 @@ def test_known_rates_are_found() -> None:
 def test_measured_once_for_each_kind_of_call(counted, tmp_path, monkeypatch) -> None:
     state = torch.random.get_rng_state()
     first = measured()
-    assert counted == [3 * (len(latency._KINDS) + 1)]
+    assert counted == [3 * (len(invented.KINDS) + 1)]
     assert torch.equal(state, torch.random.get_rng_state()), "measuring must not draw from the user's generator"
     assert measured() == first
     assert len(counted) == 1
@@ -100,11 +100,11 @@ def test_measured_once_for_each_kind_of_call(counted, tmp_path, monkeypatch) -> 
 def test_a_busy_machine_slows_the_reference_as_much(monkeypatch, others: int, clock: str) -> None:
     busy, tick = Busy(others), 1e-2 if clock == "wall" else 1e-9
     clocks = SimpleNamespace(perf_counter=lambda: busy.wall, thread_time=lambda: busy.thread_time(tick))
-    monkeypatch.setattr(latency, "time", clocks)
-    monkeypatch.setattr(latency, "_reference", lambda like: busy.call(5e-4))
-    monkeypatch.setattr(latency, "_NEAR_CACHES", 4)
+    monkeypatch.setattr(stopwatch, "time", clocks)
+    monkeypatch.setattr(stopwatch, "reference", lambda like: busy.call(5e-4))
+    monkeypatch.setattr(stopwatch, "_NEAR_CACHES", 4)
     seconds = np.array([2e-5, 2e-4, 1e-3, 2e-3, 4e-3, 1.1e-2, 4e-2, 0.18])
-    ratios, reference, spread = latency._ratios([*map(busy.call, seconds)], torch.empty(0), "", False)
+    ratios, reference, spread = stopwatch.ratios([*map(busy.call, seconds)], torch.empty(0), "", False)
     assert spread < 1.1
     within = 0.05 if others == 0 or clock == "processor" else 0.2
     np.testing.assert_allclose(ratios, seconds / 5e-4, rtol=within)
@@ -125,15 +125,15 @@ def test_a_file_without_a_reference_is_measured_again(counted) -> None:
 
 
 def test_times_of_a_machine_that_is_too_busy_are_not_kept(counted, tmp_path, monkeypatch, caplog) -> None:
-    layers, ratios = {"plain": (nn.Conv2d(3, 4, 3), [(3, 8, 8)])}, latency._ratios
-    monkeypatch.setattr(latency, "_ratios", lambda *args: ratios(*args)._replace(spread=3.0))
+    layers, ratios = {"plain": (nn.Conv2d(3, 4, 3), [(3, 8, 8)])}, stopwatch.ratios
+    monkeypatch.setattr(stopwatch, "ratios", lambda *args: ratios(*args)._replace(spread=3.0))
     busy = measured()
     assert "this machine is busy: a call takes 3.0 times its quickest" in caplog.text
-    monkeypatch.setattr(latency, "_ratios", ratios)
+    monkeypatch.setattr(stopwatch, "ratios", ratios)
     assert busy.dense_seconds(layers, False) == {"plain": 1e-3}
     assert not (tmp_path / "cache").exists()
     measured()
-    monkeypatch.setattr(latency, "_ratios", lambda *args: ratios(*args)._replace(spread=3.0))
+    monkeypatch.setattr(stopwatch, "ratios", lambda *args: ratios(*args)._replace(spread=3.0))
     assert measured().dense_seconds(layers, False) == {"plain": 1e-3}
     assert measured().dense == {}
 
@@ -150,7 +150,7 @@ def test_an_interrupt_leaves_no_file(counted, tmp_path, monkeypatch) -> None:
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(latency, "_ratios", interrupt)
+    monkeypatch.setattr(stopwatch, "ratios", interrupt)
     with pytest.raises(KeyboardInterrupt):
         measured()
     assert not (tmp_path / "cache").exists()
@@ -199,7 +199,7 @@ def test_dense_layers_are_timed_once(counted) -> None:
 )
 def test_what_is_timed_for_a_convolution_does_as_it_does(conv: nn.Module) -> None:
     state = torch.random.get_rng_state()
-    twin = latency._twin(conv)
+    twin = stopwatch.twin(conv)
     assert torch.equal(state, torch.random.get_rng_state())
     x = torch.randn(2, 4, *[9] * (conv.weight.ndim - 2), dtype=conv.weight.dtype)
     torch.testing.assert_close(twin(x), conv(x))
@@ -230,7 +230,7 @@ def test_dense_and_new_layers_are_compared_in_one_run(counted) -> None:
 
 def test_real_times_are_positive_and_those_of_the_call() -> None:
     calls = []
-    times, reference, spread = latency._ratios(
+    times, reference, spread = stopwatch.ratios(
         [lambda: calls.append(torch.is_inference_mode_enabled())], torch.empty(0), "", False
     )
     assert min(*times, reference) > 0

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hscc_kernels.plan import DENSE
+from hscc_kernels.layout import DENSE
 
 from ...nn.conv2d import HSCConv2d
 from ...nn.projection import SqueezedConv2d
