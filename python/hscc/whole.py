@@ -33,6 +33,7 @@ from .report import TORCH, Whole
 _REST = "all but the layers"
 SECONDS = 1.0  # that a network is timed for
 CLOSE = 1e-3  # largest error of a runtime's outputs, relative to the largest output
+SPINNING = 0.06  # seconds; seen: ONNX Runtime's threads wait 45 to 50 ms for more work
 PAGE = 1024  # numbers in a page of memory
 Run = Callable[[Any], Any]
 _log = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def timed(
         for layer in empty.modules.values():
             layer.__class__ = _Hollow
         calls |= _runtimes(model, data, batch, Path(folder))
-        ms = {name: 1e3 * seconds for name, seconds in latency(calls, batch, SECONDS).items()}
+        settle = SPINNING if torch.get_num_threads() > 1 else 0.0
+        ms = {name: 1e3 * seconds for name, seconds in latency(calls, batch, SECONDS, settle).items()}
         return Whole(images, ms, ms.pop(_REST))
     return None
 

@@ -17,15 +17,23 @@ K = TypeVar("K")
 TURNS, TURN = 7, 0.2  # of each model, seconds of one
 
 
-def latency(models: Mapping[str, nn.Module], example: Tensor, seconds: float = 3.0) -> dict[str, float]:
+def latency(
+    models: Mapping[str, nn.Module], example: Tensor, seconds: float = 3.0, settle: float = 0.0
+) -> dict[str, float]:
     """Median seconds of one forward pass of ``example`` (N, C, H, W); the models take turns, in slices of 50 ms, as a
-    machine's speed changes with time and a server calls the same model again and again."""
+    machine's speed changes with time and a server calls the same model again and again.
+
+    For ``settle`` seconds each is called untimed before: threads of other runtimes still spin on a core that it needs.
+    """
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         end = time.perf_counter() + seconds * len(models)
         while time.perf_counter() < end or not all(times.values()):
             for name, model in models.items():
+                ready = time.perf_counter() + settle
                 model(example)
+                while time.perf_counter() < ready:
+                    model(example)
                 stop = time.perf_counter() + 0.05
                 while (start := time.perf_counter()) < stop:
                     model(example)
