@@ -79,3 +79,10 @@ def track(items: Iterable[T], stage: str, show: bool, of: int | None = None) -> 
 
         total = length_hint(items) or None  # a DataLoader may have a __len__ that raises
         yield from rich_track(items, stage, total=total, console=Console(stderr=True))
+
+
+@contextmanager
+def stage(name: str, show: bool) -> Iterator[None]:
+    """A stage of one item."""
+    for _ in track((None,), name, show):
+        yield

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from hscc_kernels import ClusterFactors, RegionFactors
 
+from . import progress
 from .evaluation.speed import cut, latency
 from .exports import onnx
 from .exports.sample import Sample
@@ -96,7 +97,7 @@ def _told(model: nn.Module, data: Calibration) -> Iterator[None]:
     try:
         if len(distributed.gather(0)) > 1 or data.device.type != "cpu":
             raise ValueError(f"got device {data.device} or several ranks, expected one on a CPU")
-        with warnings.catch_warnings(), evaluation_mode(model):
+        with warnings.catch_warnings(), evaluation_mode(model), progress.stage("whole network", data.show):
             warnings.simplefilter("ignore")  # what fuse_ and the exporter leave
             yield
     except Exception as error:

@@ -43,6 +43,7 @@ def test_a_report_has_the_whole_network(net, data, found) -> None:
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))).whole == own
     assert [type(m) for m in model] != [type(m) for m in net]
     assert any(isinstance(m, nn.ReLU) for m in model)  # what was timed was a copy
+    assert report.seconds["whole network"] > 0
 
 
 def test_a_plan_predicts_before_anything_is_fitted(net, data, machine) -> None:
