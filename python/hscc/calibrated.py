@@ -16,7 +16,6 @@ from .baselines.chain import Chain
 from .config import Budget, Config
 from .fit import network
 from .nn import surgery
-from .nn.forms import PARTS
 from .observe import calibrate as passes
 from .observe import probe
 from .observe.data import Calibration, evaluation_mode
@@ -69,7 +68,7 @@ class CompressionPlan:
             for name, cost in self.others.items()
         ]
         if self.config.method not in baselines.METHODS:
-            rows = joined(rows, {name: name.rpartition(PARTS)[0] for name in self.targets.grouped(self.layers)})
+            rows = joined(rows, self.targets.whole_of)
         named = tuple(replace(r, shared_with=self.targets.names[r.name][1:]) for r in rows + untouched)
         report = Report(
             named,

@@ -16,7 +16,6 @@ from .calibrated import CompressionPlan
 from .fit import network
 from .fit.heads import Head
 from .nn import surgery
-from .nn.forms import PARTS
 from .nn.projection import SqueezedConv2d
 from .observe import calibrate as passes
 from .observe import probe
@@ -119,9 +118,8 @@ def _timed(report: Report, plan: CompressionPlan, student: surgery.Student, data
     """With the speed-up of all convolutions, the replaced ones timed as they were and as they are."""
     convs = {name: student.model.get_submodule(name) for name in student.modules}
     calls = passes.calls(student.model, data, convs)
-    wholes = {name.rpartition(PARTS)[0]: whole for name, whole in plan.targets.wholes.items()}
     pairs = [
-        (wholes.get(name, conv), student.modules[name], [call.x for call in calls[name]])
+        (plan.targets.wholes.get(name, conv), student.modules[name], [call.x for call in calls[name]])
         for name, conv in convs.items()
     ]
     dense, new = plan.machine.compare(pairs, data.show)

@@ -142,7 +142,8 @@ class _Search:
         """The report of the chosen model, with what was tried and what each layer alone changes."""
         ordered = sorted(self.trials.values(), key=lambda trial: trial.limit)
         trials = tuple(replace(trial, ms=self.milliseconds.get(trial.limit)) for trial in ordered)
-        alone = _alone(chosen.student, self.data)
+        with chosen.targets.formed(self.model):
+            alone = _alone(chosen.student, self.data)
         layers = tuple(replace(layer, alone=alone.get(layer.name)) for layer in chosen.report.layers)
         return replace(
             chosen.report,

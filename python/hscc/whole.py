@@ -26,7 +26,7 @@ from .io.session import OnnxSession
 from .nn.conv2d import HSCConv2d
 from .nn.fuse import fuse_
 from .nn.padding import around
-from .nn.surgery import Student, Targets, unwrapped
+from .nn.surgery import Student, Targets, channels_last_
 from .observe import distributed
 from .observe.data import Calibration, evaluation_mode
 from .report import TORCH, Whole
@@ -107,7 +107,8 @@ def _told(model: nn.Module, data: Calibration) -> Iterator[None]:
 def _ready(model: nn.Module) -> nn.Module:
     """As its users run it, in place."""
     fuse_(model)
-    return unwrapped(model).eval().to(memory_format=torch.channels_last)
+    channels_last_(model)
+    return model.eval()
 
 
 def _call(model: nn.Module, data: Calibration) -> Run:

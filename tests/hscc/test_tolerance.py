@@ -15,6 +15,9 @@ from hscc import tolerance
 from hscc.report import Report
 from torch import Tensor, nn
 
+from tests.hscc.nn import test_forms as forms
+from tests.hscc.nn import test_groups as groups
+
 SAMPLES = 2000
 
 
@@ -62,6 +65,22 @@ def test_as_far_as_the_drop_allows(net, data, evaluate, aim: str) -> None:
     assert (taken.flop_reduction, taken.parameter_reduction) == (report.flop_reduction, report.parameter_reduction)
     assert "points lost" in str(report)
     assert Report.from_dict(report.to_dict()).trials == trials
+
+
+@pytest.mark.parametrize("network", [forms.Net, groups.Net])
+def test_layers_of_other_forms(network: type[nn.Module]) -> None:
+    """Each alone, too: those that have no place of their own in the dense model, and all groups of one as one."""
+    torch.manual_seed(0)
+    x = nn.functional.interpolate(torch.randn(64, 3, 8, 8), size=(14, 15)).split(16)
+    dense = network().eval()
+    model = copy.deepcopy(dense)
+    report = hscc.compress_(model, x, config(50))
+    replaced = {row.name for row in report.layers if not row.reason}
+    assert replaced
+    assert {row.name for row in report.layers if row.alone is not None} == replaced
+    assert {name for name, m in model.named_modules() if isinstance(m, hscc.HSCConv2d)} <= {
+        end for name in replaced for end in (name, f"{name}.conv")
+    }
 
 
 def test_more_may_be_lost_for_less(net, data, evaluate) -> None:

@@ -13,7 +13,6 @@ from .effective import effective, plain
 from .groups import united
 from .padding import around
 
-PARTS = ".parts."  # in the name of a group, between that of its form and its number
 LEAST_CHANNELS = 16  # of a group: narrower ones take no less time with factors (docs/layers.md)
 
 

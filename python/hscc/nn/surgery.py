@@ -26,13 +26,14 @@ _HOOKS = (
 @dataclass
 class Targets:
     """By first name: layers to compress; all names; skipped ones with the reason; what takes the place of layers that
-    are plain convolutions in another form; of such a convolution of one group the grouped layer."""
+    are plain convolutions in another form; grouped layers, and of each group the name of its layer."""
 
     layers: dict[str, nn.Module] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     forms: dict[str, nn.Module] = field(default_factory=dict)
     wholes: dict[str, nn.Conv2d] = field(default_factory=dict)
+    whole_of: dict[str, str] = field(default_factory=dict)
 
     def leave(self, reasons: Mapping[str, str]) -> None:
         """Skips these layers, too."""
@@ -54,7 +55,7 @@ class Targets:
                     ending = f".{inner}" if inner else ""
                     self.layers[name + ending] = module
                     if isinstance(form, Grouped):
-                        self.wholes[name + ending] = layer
+                        self.wholes[name], self.whole_of[name + ending] = layer, name
                     self.names[name + ending] = tuple(one + ending for one in self.names[name])
 
     def narrow(self, least: int) -> dict[str, str]:
@@ -69,7 +70,7 @@ class Targets:
 
     def grouped(self, names: Iterable[str]) -> dict[str, nn.Conv2d]:
         """Of those that are one group of a convolution, the whole."""
-        return {name: self.wholes[name] for name in names if name in self.wholes}
+        return {name: self.wholes[self.whole_of[name]] for name in names if name in self.whole_of}
 
     def unite(self, student: Student) -> None:
         """One layer for the groups of a convolution, unless some have a squeeze; after a call of the forms."""
