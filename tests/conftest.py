@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 OURS = ("hscc", "hscc_kernels")
+MISSING = {
+    "gpu": not torch.cuda.is_available() and "no CUDA device on this machine",
+    "photographs": not Path("/usr/share/datasets/fashion-mnist").is_dir()
+    and "Debian's package dataset-fashion-mnist is not installed",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow ones first, or the last would run alone; ``gpu`` skipped where there is no CUDA device, with that reason."""
+    """Slow ones first, or the last would run alone; those that need what is missing are skipped, with the reason."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+        for marker, reason in MISSING.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -50,8 +50,6 @@ def _split(images) -> list:
 @cache
 def photographs(network: str | None = None) -> Example:
     data = load_module(EXAMPLES / "fashion_mnist" / "data.py")
-    if not data.ROOT.is_dir():
-        pytest.skip("Debian's package dataset-fashion-mnist is not installed")  # CI installs it
     return example("fashion_mnist", data.load("train")[0][-512:], *data.load("test"), network=network)
 
 
@@ -79,6 +77,7 @@ def test_brain_mri(brain_mri: Example) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.photographs
 def test_fashion_mnist(fashion_mnist: Example) -> None:
     assert fashion_mnist.accuracy >= 92.5
     accuracy, report = fashion_mnist.compressed(hscc.flops(3))
@@ -88,6 +87,7 @@ def test_fashion_mnist(fashion_mnist: Example) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.photographs
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet"])
 def test_networks_of_fashion_mnist_reach_their_record(name: str) -> None:
     record = json.loads((EXAMPLES / "fashion_mnist" / f"{name}.json").read_text())
@@ -95,6 +95,7 @@ def test_networks_of_fashion_mnist_reach_their_record(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.photographs
 def test_resnet20() -> None:
     resnet = photographs("resnet20")
     accuracy, report = resnet.compressed(hscc.flops(3))

@@ -227,6 +227,7 @@ def test_exports_beside_dense(quick, tmp_path: Path) -> None:
     assert row["bytes"] < 0.6 * found["2x portable", "onnxruntime"]["bytes"]
 
 
+@pytest.mark.photographs
 def test_front_has_a_point_a_kind(quick, tmp_path: Path, monkeypatch) -> None:
     """On few images of the ResNet-20, compressed beforehand by a quick search."""
     pytest.importorskip("onnxscript", reason="needs hscc[onnx]")

@@ -85,15 +85,15 @@ def infer_json(x: torch.Tensor, **more) -> dict:
 
 @dataclass
 class Server:
-    """A process of ``hscc serve``; ``worker()`` is the number of the process that answers now."""
+    """A process of ``hscc serve``; ``worker()`` is the number of the process that answers now, None between two."""
 
     process: subprocess.Popen
     url: str
     rpc: str
 
-    def worker(self) -> int:
+    def worker(self) -> int | None:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return int(path.read_text().split()[0])
+        return next((int(one) for one in path.read_text().split()), None)
 
     def wait(self, seconds: float = 60.0) -> float:
         """Until it is ready; returns the seconds."""
