@@ -82,6 +82,8 @@ class CompressionPlan:
             dense = f"{report.whole.dense_ms[report.whole.best]:.2f} ms"
             told = f"the whole network would take {report.whole.predicted_ms:.2f} ms"
             report = report.warned(f"{told}, the dense one takes {dense} in {report.whole.best}")
+        if all(row.reason for row in named):
+            report = report.warned("nothing is compressed: every layer stays as it is under this budget")
         if report.bytes <= report.dense_bytes:
             return report
         size = f"convolutions take {report.bytes / 1e6:.2f} MB, dense ones {report.dense_bytes / 1e6:.2f} MB"

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import calibrated, fitted, progress, tolerance
+from . import calibrated, fitted, progress, quantize, tolerance
 from .calibrated import CompressionPlan, calibrate
 from .config import Config
-from .quantize import quantize_
 from .report import Report
 from .tolerance import Evaluate
 
@@ -82,10 +81,15 @@ def apply_(
     if plan.config.dtype == "float":
         return fitted.fit(model, plan, calibration, show_progress).swap_()
     with progress.job(fitted.STAGES | {"int8": 2}, show_progress) as job:
-        report = _float(model, plan, calibration, show_progress).swap_()
-        made = quantize_(model, calibration, skip=plan.config.skip, forward=plan.forward, show_progress=show_progress)
-        errors = {name: error for name, error in made.errors.items() if name not in made.stays}
-        told = tuple(f"{name} stays in float: {why}" for name, why in made.stays.items())
+        made = _float(model, plan, calibration, show_progress)
+        if not made.student.modules:
+            return made.swap_()
+        with made.in_place() as small:
+            student, eight = quantize.fit(small, calibration, 8, plan.config.skip, plan.forward, show_progress)
+        report = made.swap_()
+        quantize.swap_(student)
+        errors = {name: error for name, error in eight.errors.items() if name not in eight.stays}
+        told = tuple(f"{name} stays in float: {why}" for name, why in eight.stays.items())
         seconds = {**report.seconds, "int8": job.seconds["int8"]}
         return replace(report, int8=errors, warnings=report.warnings + told, seconds=seconds)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,8 +38,6 @@ class QuantizeReport:
         return quantised(self)
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
 def quantize_(
     model: nn.Module,
     calibration: Iterable,
@@ -66,8 +64,24 @@ def quantize_(
     Raises:
         TypeError, ValueError: for what cannot be used, with got and expected; then nothing has changed.
     """
+    student, report = fit(model, calibration, bits, skip, forward, show_progress)
+    swap_(student)
+    return report
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def fit(
+    model: nn.Module,
+    calibration: Iterable,
+    bits: int,
+    skip: Iterable[str],
+    forward: Callable[[nn.Module, Any], Any] | None,
+    show_progress: bool,
+) -> tuple[Student, QuantizeReport]:
+    """The layers that :func:`quantize_` puts in place, while the model is as it was."""
     model = unwrapped(model)
-    names, stays = _names(model, skip)
+    names, stays = _names(model, tuple(skip))
     data = Calibration.of(model, calibration, 0, show_progress, forward)
     order: list[str] = []
     layers = {name: model.get_submodule(name) for name in names}
@@ -85,14 +99,23 @@ def quantize_(
             if (own := errors[name] - before) > MOST:
                 stays[name] = f"8 bits cost {own:.1%} of its output energy, expected at most {MOST:.0%}"
             pairs.put(name, layers[name] if name in stays else made)
-    if any(isinstance(module, Int8Conv2d) for module in student.modules.values()):
+    if _any(student):
         probe.confirm(student, data)
+    return student, QuantizeReport(errors, stays)
+
+
+def swap_(student: Student) -> None:
+    """For good. No gradient is asked for from then on, also outside of ``no_grad``, as there is none."""
+    if _any(student):
         student.swap_()
-        model.requires_grad_(False)  # so that calls outside of no_grad ask for no gradient, which there is not
-    return QuantizeReport(errors, stays)
+        student.model.requires_grad_(False)
 
 
-def _names(model: nn.Module, skip: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+def _any(student: Student) -> bool:
+    return any(isinstance(module, Int8Conv2d) for module in student.modules.values())
+
+
+def _names(model: nn.Module, skip: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """(all names of each layer to take, by the first; those left out, with the reason)."""
     names: dict[str, tuple[str, ...]] = {}
     first: dict[nn.Module, str] = {}
@@ -111,5 +134,5 @@ def _names(model: nn.Module, skip: Iterable[str]) -> tuple[dict[str, tuple[str, 
         raise ValueError(f"model: got layer {other[0]!r} of {modules[other[0]].v.dtype}, expected torch.float32")
     if unknown := sorted(set(skip) - dict(model.named_modules(remove_duplicate=False)).keys()):
         raise ValueError(f"skip: got unknown layers {unknown}, expected names of modules of the model")
-    left = {name: "named in skip" for name, several in names.items() if any(below(n, tuple(skip)) for n in several)}
+    left = {name: "named in skip" for name, several in names.items() if any(below(n, skip) for n in several)}
     return {name: several for name, several in names.items() if name not in left}, left

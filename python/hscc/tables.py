@@ -97,7 +97,7 @@ def _lines(report: Report) -> list[str]:
         measured = f", {whole.measured_ms:.2f} measured" if whole.measured_ms else ""
         lines.append(
             f"whole network, {whole.images} image{'s' * (whole.images > 1)}, ms: dense {dense}; compressed "
-            f"{whole.predicted_ms:.2f} predicted{measured}, {whole.speedup:.2f}x"
+            f"{whole.predicted_ms:.2f} predicted{measured}{' in float' if report.int8 else ''}, {whole.speedup:.2f}x"
         )
     if (trial := report.chosen) is not None:
         told = f"{trial.samples} samples: dense {100 * report.dense_score:.2f}, {trial.drop:.2f} points lost, at most "
@@ -116,7 +116,7 @@ def _lines(report: Report) -> list[str]:
     if report.seconds:
         longest = sorted(report.seconds.items(), key=lambda stage: -stage[1])
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in longest if seconds >= 0.05)
-        lines.append(f"took {sum(report.seconds.values()):.1f} s: {stages}")
+        lines.append(f"took {sum(report.seconds.values()):.1f} s" + (f": {stages}" if stages else ""))
     return [*lines, *(f"warning: {warning}" for warning in report.warnings)]
 
 

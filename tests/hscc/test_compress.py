@@ -301,6 +301,18 @@ def test_squeezed_layers_need_the_data_again(net, data) -> None:
     assert hscc.apply_(net, plan, data).flop_reduction >= 4
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"dtype": "int8"}, {"portable": True}, {"method": "svd"}, {"method": "tucker2"}]
+)
+def test_where_nothing_is_compressed_the_report_says_so(options: dict) -> None:
+    layers = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+    before = copy.deepcopy(model.state_dict())
+    report = hscc.compress_(model, torch.randn(64, 3, 12, 12), hscc.Config(hscc.energy(0.99999), **options))
+    assert "warning: nothing is compressed: every layer stays as it is under this budget" in str(report)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
 def test_few_images_are_warned_about(net, data) -> None:
     few, enough = (hscc.compress_(copy.deepcopy(net), data * times, config(3)).warnings for times in (1, 2))
     assert "48 calibration images: got fewer than 64" in few[0]

@@ -146,6 +146,22 @@ def test_compress_in_one_step(made) -> None:
     assert report.seconds["int8"] > 0
 
 
+def test_an_interrupt_in_8_bits_leaves_the_dense_model(made, monkeypatch) -> None:
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    _, _, x, _ = made
+    monkeypatch.setattr(int8, "fit", interrupt)
+
+    def call() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            hscc.compress_(model, x, config(3, dtype="int8"))
+
+    model = network()
+    unchanged(model, call)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("change", "match", "error"),
     [

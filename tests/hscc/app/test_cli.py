@@ -39,6 +39,14 @@ def test_compress_then_evaluate(work: Path, hscc) -> None:
     assert f"accuracy {100 * accuracies[-1]:.2f} %" in out
 
 
+def test_a_report_comes_before_the_refusal_to_write_a_dense_network(work: Path, hscc) -> None:
+    code, out, errors = hscc("compress", *NETWORK, "--portable", "--energy", "0.9999999", "--out", "none.safetensors")
+    assert code == 2
+    assert "nothing is compressed" in out
+    assert "expected a compressed model" in errors
+    assert not (work / "none.safetensors").exists()
+
+
 def test_in_8_bits_and_evaluated(work: Path, hscc) -> None:
     pytest.importorskip("onnx", reason="needs hscc[onnx]")
     model, data = ("--model", "model.py:build"), ("--data", "data")

@@ -131,8 +131,8 @@ def compress(
         tell_broken(others)
         judged = DataLoader(others, batch)
     report = compress_(network, DataLoader(chosen, batch), config, evaluate=judged, show_progress=True)
+    typer.echo(str(report))
     watch = fitted(network, chosen, batch) if guard else None
     save(network, out, report=report, metadata={METADATA_KEY: spec.to_json()}, guard=watch)
-    typer.echo(str(report))
     typer.echo(f"Wrote {out} ({out.stat().st_size / 1e6:.1f} MB).")
     write_json(json_file, report.to_dict())
