@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..nn.chain import ConvChain
 from ..nn.projection import SqueezedConv2d
-from .portable import fresh
+from .plain import fresh
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from hscc import HSCConv2d, Projection, SqueezedConv2d
-from hscc.exports.portable import Gathered, Masked, _gathered, _masked, as_portable, form, portable
+from hscc.exports.portable import as_portable, form, portable
+from hscc.exports.regions import Gathered, Masked, gathered, masked
 from torch import nn
 
 from hscc_kernels import reference, testing
@@ -26,7 +27,7 @@ def test_equals_the_reference(case: testing.Case) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in testing.CASES if len(case.ranks) > 1], ids=lambda case: case.name)
-@pytest.mark.parametrize("make", [_masked, _gathered])
+@pytest.mark.parametrize("make", [masked, gathered])
 def test_both_forms_of_regions(case: testing.Case, make) -> None:
     """Whichever is cheaper."""
     x, plan, bias = testing.make_inputs(case)

@@ -10,7 +10,8 @@ import hscc
 import pytest
 import torch
 from hscc import HSCConv2d, Projection
-from hscc.exports.portable import Gathered, Masked, Widened, portable, regions
+from hscc.exports.portable import Widened, portable, regions
+from hscc.exports.regions import Gathered, Masked
 from hscc.fit import int8
 from hscc.nn.forms import form_of
 from hscc.nn.groups import Wide
