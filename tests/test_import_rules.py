@@ -159,7 +159,9 @@ def test_a_loaded_model_needs_little(tmp_path: Path) -> None:
     )
     files = ["chain", "conv2d", "effective", "forms", "groups", "int8", "padding", "projection", "surgery"]
     layers = " ".join(f"hscc.nn.{file}" for file in files)
-    assert run(code).strip() == f"[] hscc._version hscc.io hscc.io.checkpoint hscc.nn {layers} hscc.report"
+    assert (
+        run(code).strip() == f"[] hscc._version hscc.io hscc.io.checkpoint hscc.io.layers hscc.nn {layers} hscc.report"
+    )
 
 
 def test_works_without_the_extension_and_without_triton() -> None:

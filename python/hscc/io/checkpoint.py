@@ -8,29 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from hscc_kernels import Int8Plan, PackedPlan
-
-from ..nn.chain import ConvChain
-from ..nn.conv2d import HSCConv2d
 from ..nn.forms import Form, form_of
-from ..nn.groups import Wide
 from ..nn.int8 import Int8Conv2d
-from ..nn.padding import SAME, SameConv2d
-from ..nn.projection import Projection, SqueezedConv2d
+from ..nn.projection import SqueezedConv2d
 from ..nn.surgery import Folded, channels_last_, inherit, swap_, unwrapped
 from ..report import Report
+from .layers import Layer, described, layer_of
 
 if TYPE_CHECKING:
     from ..guard.guard import Guard
 
 _KEY, _TYPE, _VERSION = "hscc", "hscc.checkpoint", 2
-_STAGE = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
 _GUARD = "guard:"  # begins the names of its tensors; no module's name holds a colon
-_INT8 = ("v_scale", "_extra_state")
-_TENSORS = ("v", "u", "bias", "positions", "rows", "channels", "work", "clusters")
 
 
 def save(
@@ -53,8 +44,7 @@ def save(
     model = unwrapped(model)
     names = list(model.named_modules(remove_duplicate=False))
     inner = {id(module.conv) for _, module in names if isinstance(module, SqueezedConv2d)}
-    ours = (HSCConv2d, SqueezedConv2d, ConvChain)
-    layers = {name: _describe(m) for name, m in names if isinstance(m, ours) and id(m) not in inner}
+    layers = {name: described(m) for name, m in names if isinstance(m, Layer) and id(m) not in inner}
     if not layers:
         raise ValueError("model: got one without HSCConv2d or ConvChain, expected a compressed model")
     tensors, first, shared = {}, {}, {}
@@ -106,7 +96,7 @@ def load_(model: nn.Module, path: str | Path) -> Report | None:
         parts = {key.removeprefix(f"{name}."): tensors.pop(key) for key in own}
         same = frozenset(id(t) for t in parts.values() if t.numel())  # a module under several names stays one
         if same not in by_factor:
-            by_factor[same] = _build(parts, layer, f"{path}: layer {name!r}")
+            by_factor[same] = layer_of(parts, layer, f"{path}: layer {name!r}")
         built[name] = by_factor[same]
     folded = header.get("folded", [])
     if unlike := [name for name in folded if not isinstance(modules.get(name), nn.BatchNorm2d)]:
@@ -215,80 +205,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
     if kind != _TYPE or version != _VERSION:
         raise ValueError(f"{path}: got {kind} version {version}, expected {_TYPE} version {_VERSION}")
     return load_file(path), header
-
-
-def _describe(layer: HSCConv2d | SqueezedConv2d | ConvChain) -> dict:
-    if isinstance(layer, ConvChain):
-        return {"stages": [{name: getattr(conv, name) for name in _STAGE} for conv in layer]}
-    layer = layer.conv if isinstance(layer, SqueezedConv2d) else layer
-    return {
-        "geometry": layer.sizes[:-2],
-        "out_size": layer.sizes[-2:],
-        "wide": layer.wide,
-        "padding": layer.pad,
-        "padding_mode": layer.padding_mode,
-        "activation": layer.activation,
-        "strict": layer.strict,
-    }
-
-
-def _build(tensors: dict[str, Tensor], layer: dict, where: str) -> HSCConv2d | SqueezedConv2d | ConvChain:
-    if "stages" in layer:
-        return _build_chain(tensors, layer["stages"], where)
-    weight = tensors.get("squeeze.weight")
-    prefix = "" if weight is None else "conv."
-    whole = _INT8 if f"{prefix}v_scale" in tensors else ()
-    expected = {f"{prefix}{part}" for part in (*_TENSORS, *whole)} | ({"squeeze.weight"} if prefix else set())
-    if set(tensors) != expected:
-        raise ValueError(f"{where}: got tensors {sorted(tensors)}, expected {sorted(expected)}")
-    parts = [tensors[f"{prefix}{part}"] for part in _TENSORS]
-    conv = _build_factors(parts, layer, *(tensors[f"{prefix}{part}"] for part in whole))
-    if weight is None:
-        return conv
-    if (weight.ndim, weight.shape[-1:], weight.dtype) != (2, (conv.in_channels,), conv.u.dtype):
-        expected = f"{conv.u.dtype} (C, {conv.in_channels})"
-        raise ValueError(f"squeeze: got {weight.dtype} {tuple(weight.shape)}, expected {expected}")
-    return SqueezedConv2d.of(Projection(weight), conv)
-
-
-def _build_factors(
-    tensors: list[Tensor], layer: dict, v_scale: Tensor | None = None, inputs: Tensor | None = None
-) -> HSCConv2d:
-    """``inputs``: the scale and the zero point of a layer in int8, whose rows have scales of their own."""
-    v, u, bias, *index = tensors
-    try:
-        sizes = (*layer["geometry"], *layer["out_size"])
-        options = {"pad": layer["padding"], **{name: layer[name] for name in ("padding_mode", "activation")}}
-        wide = Wide.of(layer["wide"], layer["geometry"]) if layer.get("wide") else None  # files of before have none
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"got damaged hscc metadata ({error!r}), expected a layer's geometry") from error
-    if v_scale is not None and (v.dtype, v_scale.shape, inputs.shape) != (torch.int8, v.shape[:1], (2,)):
-        got = f"v of {v.dtype}, v_scale {tuple(v_scale.shape)}, state {tuple(inputs.shape)}"
-        raise ValueError(f"v_scale: got {got}, expected torch.int8, {tuple(v.shape[:1])} and (2,)")
-    plan = PackedPlan(v if v_scale is None else v.to(u.dtype), u, *index, sizes).validate()
-    if bias.shape != plan.channels.shape or bias.dtype != u.dtype:
-        raise ValueError(f"bias: got {bias.dtype} {tuple(bias.shape)}, expected {u.dtype} {tuple(plan.channels.shape)}")
-    if v_scale is None:
-        made = HSCConv2d(plan, bias, **options)
-    else:
-        made = Int8Conv2d(Int8Plan(v, v_scale, *plan[1:], *inputs.tolist()), bias, **options)
-    made.strict = bool(layer.get("strict", False))  # files of before have none
-    return made.widen_(wide)
-
-
-def _build_chain(tensors: dict[str, Tensor], stages: list[dict], where: str) -> ConvChain:
-    try:
-        with torch.device("meta"):  # the file's tensors take the place of what would be made here
-            chain = ConvChain(*(_stage(stage, f"{i}.bias" in tensors) for i, stage in enumerate(stages)))
-        chain.load_state_dict(tensors, assign=True)
-    except (RuntimeError, TypeError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"{where}: got damaged hscc metadata ({told}), expected a chain of convolutions") from error
-    return chain
-
-
-def _stage(options: dict, bias: bool) -> nn.Conv2d:
-    return (SameConv2d if options.get("padding_mode") == SAME else nn.Conv2d)(**options, bias=bias)
 
 
 def _write(path: Path, data: bytes) -> None:

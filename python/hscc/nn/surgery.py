@@ -136,16 +136,16 @@ def find(model: nn.Module, skip: Sequence[str] = ()) -> Targets:
         first[id(module)] = name
         targets.names[name] = (name,)
     for name, names in targets.names.items():
-        layer, named = modules[name], any(below(one, skip) for one in names)
-        try:
-            if named:
-                raise ValueError("named in skip")
-            if objection(layer):
+        layer, reason = modules[name], "named in skip" if any(below(one, skip) for one in names) else None
+        if reason is None and objection(layer):
+            try:
                 targets.forms[name] = form_of(layer)
+            except ValueError as error:
+                reason = str(error)
+        if reason is None:
             targets.layers[name] = layer
-        except ValueError as error:
-            if isinstance(layer, _ConvNd):
-                targets.skipped[name] = str(error)
+        elif isinstance(layer, _ConvNd):
+            targets.skipped[name] = reason
     return targets
 
 
