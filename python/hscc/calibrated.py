@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -185,18 +184,22 @@ def _targets(model: nn.Module, data: Calibration, config: Config) -> surgery.Tar
 def _looked(model: nn.Module, targets: surgery.Targets, data: Calibration, config: Config) -> Calibrated:
     profiles = passes.profile(model, data, targets.layers)
     targets.leave({name: "did not run on the calibration data" for name in targets.layers if name not in profiles})
+    several = [name for name, profile in profiles.items() if profile.pooled]
+    if config.method in baselines.METHODS:
+        targets.leave(dict.fromkeys(several, f"it runs at several sizes, which {config.method!r} does not know"))
+        profiles = {name: profile for name, profile in profiles.items() if not profile.pooled}
     if not targets.layers:
         raise ValueError(f"model: got nothing to compress, expected an nn.Conv2d that can be ({_told(targets)})")
     machine, seconds, others = _costs(model, data, targets, config)
-    dense = total(
-        Cost.dense(targets.layers[name], p.calls * math.prod(p.size), seconds.get(name, 0))
-        for name, p in profiles.items()
-    )
+    dense = total(Cost.dense(targets.layers[name], p.positions, seconds.get(name, 0)) for name, p in profiles.items())
     remaining(dense, total(others.values()), config.budget, targets.skipped)  # before the long work
     shape = {"config": config, "targets": targets, "others": others, "dense": dense, "forward": data.adapter}
     if config.method in baselines.METHODS:
         return Calibrated(layers=baselines.look(model, data, profiles, config), **shape)
     looked, warnings = stats.look(model, data, targets.layers, profiles, config)
+    if several and config.regions > 1:
+        told = ", ".join(several[:3]) + (", ..." if len(several) > 3 else "")
+        warnings.append(f"{len(several)} layers run at several sizes, so that they have one region: {told}")
     looked |= {name: replace(looked[name], groups=whole.groups) for name, whole in targets.grouped(looked).items()}
     if machine:
         looked = {name: replace(layer, machine=machine, dense_seconds=seconds[name]) for name, layer in looked.items()}

@@ -17,13 +17,15 @@ class Profile:
     """First and second moments of each output position and channel; shapes (P, O), float64 sums.
 
     ``images`` counts the samples seen (each call of a module that is called twice is one), ``calls`` the calls of
-    one forward pass.
+    one forward pass. From the first map of another size on all positions are one: ``size`` is (1, 1), and ``rows``, the
+    values of each of the P positions, are as many as the maps have positions.
     """
 
     size: tuple[int, int]
     total: Tensor
     square: Tensor
     images: int = 0
+    rows: int = 0
     calls: int = 1
 
     @classmethod
@@ -33,12 +35,36 @@ class Profile:
 
     def add(self, y: Tensor) -> None:
         """y: (N, O, Ho, Wo)."""
+        self.images += len(y)
+        if self.size != tuple(y.shape[2:]):
+            self.pool_()
+            y = y.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
         y = y.to(torch.promote_types(y.dtype, torch.float32))
         mean = y.mean(0)  # about it float32 is enough
         square = (y - mean).square_().sum(0).double() / len(y) + mean.double().square()
         self.total += len(y) * mean.double().flatten(1).T
         self.square += len(y) * square.flatten(1).T
-        self.images += y.shape[0]
+        self.rows += len(y)
+
+    def pool_(self) -> None:
+        """From now on all positions are one."""
+        self.rows *= len(self.total)
+        self.total, self.square = self.total.sum(0, keepdim=True), self.square.sum(0, keepdim=True)
+        self.size = (1, 1)
+
+    @property
+    def pooled(self) -> bool:
+        return self.rows > self.images
+
+    @property
+    def repeats(self) -> float:
+        """Positions of a map for each of the P, on average."""
+        return self.rows / self.images
+
+    @property
+    def positions(self) -> int:
+        """Of a sample in all calls of a pass, on average."""
+        return round(self.calls * len(self.total) * self.repeats)
 
     def merge(self, other: Profile) -> None:
         """Adds what another worker saw."""
@@ -47,12 +73,13 @@ class Profile:
         self.total += other.total
         self.square += other.square
         self.images += other.images
+        self.rows += other.rows
 
     def mean(self) -> Tensor:
-        return self.total / self.images
+        return self.total / self.rows
 
     def std(self) -> Tensor:
-        return (self.square / self.images - self.mean() ** 2).clamp_min(0).sqrt()
+        return (self.square / self.rows - self.mean() ** 2).clamp_min(0).sqrt()
 
 
 @dataclass
@@ -102,7 +129,8 @@ class Moments:
 
     @classmethod
     def empty(cls, labels: Tensor, shift: Tensor, paired: bool = True, width: int | None = None) -> Moments:
-        """labels: (P,) region of each position; shift: (R, O), any guess of the means, the same on all workers.
+        """labels: (P,) region of each position, or one of all positions of maps of any size; shift: (R, O), any guess
+        of the means, the same on all workers.
 
         Where computable and wanted outputs will be the same (not ``paired``), their sums are too, and are held once.
         ``width`` X says that the computable values are others than the layer's outputs; they are not shifted.
@@ -151,8 +179,12 @@ class Moments:
 
     def _split(self, t: Tensor, shift: Tensor | None = None) -> list[Tensor]:
         """(N, X, Ho, Wo) -> [N p, X] of each region, about its shift."""
-        order, sizes = self.labels.argsort(stable=True), torch.bincount(self.labels, minlength=len(self.shift)).tolist()
-        parts = [part.flatten(0, 1) for part in t.flatten(2).permute(2, 0, 1)[order].float().split(sizes)]
+        rows = t.flatten(2).permute(2, 0, 1)
+        if len(self.labels) == 1:
+            parts = [rows.flatten(0, 1).float()]
+        else:
+            order, sizes = self.labels.argsort(stable=True), self.labels.bincount(minlength=len(self.shift)).tolist()
+            parts = [part.flatten(0, 1) for part in rows[order].float().split(sizes)]
         return parts if shift is None else [part - s for part, s in zip(parts, shift.float(), strict=True)]
 
     def merge(self, other: Moments) -> None:

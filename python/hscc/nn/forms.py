@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .chain import stage
@@ -52,8 +54,19 @@ class Spread(Form):
     def compute(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
             return self.compute(x.unsqueeze(0)).squeeze(0)
-        y = self.conv(x).movedim(1, -1).unflatten(-1, (*self.kernel, -1))  # [N, H, W, kh, kw, O]
+        y = self.conv(x)
+        if torch.compiler.is_exporting() and any(isinstance(side, torch.SymInt) for side in y.shape[2:]):
+            return self._open(y)
+        y = y.movedim(1, -1).unflatten(-1, (*self.kernel, -1))  # [N, H, W, kh, kw, O]
         return y.transpose(2, 3).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
+
+    def _open(self, y: Tensor) -> Tensor:
+        """The same for a graph of any size, in which PyTorch cannot prove that the dimensions above may be joined."""
+        y = y.unflatten(1, (math.prod(self.kernel), -1)).transpose(1, 2).flatten(1, 2)  # as these operators want them
+        (kh, kw), (height, width) = self.kernel, y.shape[2:]
+        if kh == kw:
+            return F.pixel_shuffle(y, kh)
+        return F.fold(y.flatten(2), (height * kh, width * kw), self.kernel, stride=self.kernel)
 
 
 class Grouped(Form):

@@ -66,15 +66,15 @@ class Wide(NamedTuple):
 
     def read(self, x: Tensor) -> Tensor:
         """(N, G C, H, W) -> (N, C, H, W G); a view where x is channels last."""
-        n, c, h, w = x.shape
-        return x.permute(0, 2, 3, 1).reshape(n, h, w * self.groups, c // self.groups).permute(0, 3, 1, 2)
+        columns, channels = x.shape[3] * self.groups, x.shape[1] // self.groups
+        return _columns(x.permute(0, 2, 3, 1), columns, channels).permute(0, 3, 1, 2)
 
     def written(self, y: Tensor) -> Tensor:
         """What the op gives, (N, O, Ho, columns) -> (N, G O, Ho, Wo), channels last; a view at stride 1."""
-        n, o, h, w = y.shape
-        y = y.permute(0, 2, 3, 1).reshape(n, h, w // self.groups, self.groups * o)
+        columns = y.shape[3] // self.groups
+        y = _columns(y.permute(0, 2, 3, 1), columns, y.shape[1] * self.groups)
         if self.stride > 1:  # a slice would ask of a graph of any size what strides it has
-            y = y.index_select(2, torch.arange(0, w // self.groups, self.stride, device=y.device))
+            y = y.index_select(2, torch.arange(0, columns, self.stride, device=y.device))
         return y.permute(0, 3, 1, 2)
 
     def spread(self, y: Tensor, columns: int) -> Tensor:
@@ -83,6 +83,15 @@ class Wide(NamedTuple):
         whole = y.new_zeros(n, h, columns // self.groups, o)
         whole[:, :, :: self.stride] = y.permute(0, 2, 3, 1)
         return whole.view(n, h, columns, o // self.groups).permute(0, 3, 1, 2)
+
+
+def _columns(x: Tensor, columns: int, channels: int) -> Tensor:
+    """The same numbers of a map (N, H, W, C) in other columns; a view where ``x`` is contiguous."""
+    n, h = x.shape[:2]
+    if isinstance(columns, torch.SymInt):  # of a graph of any size PyTorch could not prove that they are the same
+        row = columns * channels
+        return x.contiguous().as_strided((n, h, columns, channels), (h * row, row, channels, 1))
+    return x.reshape(n, h, columns, channels)
 
 
 def united(plans: Sequence[PackedPlan], biases: Sequence[Tensor], columns: int) -> tuple[PackedPlan, Tensor, Wide]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,7 +49,8 @@ def split_padding(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int, int
 def padded(x: Tensor, pad: Sequence[int], mode: str, geometry: Geometry) -> Tensor:
     """(..., H, W) as it goes to the kernel."""
     left, right, top, bottom = around(pad, mode, geometry, x.shape[-2], x.shape[-1])
-    if not any((left, right, top, bottom)):
+    unknown = mode == SAME and any(isinstance(side, torch.SymInt) for side in x.shape[-2:])  # of a graph of any size
+    if not (unknown or any((left, right, top, bottom))):
         return x
     return F.pad(x, (left, right, top, bottom), "constant" if mode in ("zeros", SAME) else mode)
 

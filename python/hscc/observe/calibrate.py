@@ -35,8 +35,8 @@ class Call(NamedTuple):
 def profile(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Module]) -> dict[str, Profile]:
     """Position-wise moments of each layer's output, in the order in which the layers run.
 
-    Layers that never run are absent. Raises ValueError for an empty loader, wrong channels, NaN or infinite
-    activations and outputs whose size changes, and TypeError for a wrong dtype.
+    Layers that never run are absent; of one that runs at several sizes all positions are one. Raises ValueError for an
+    empty loader, wrong channels, NaN or infinite activations, and TypeError for a wrong dtype.
     """
     profiles: dict[str, Profile] = {}
     calls: dict[str, int] = {}
@@ -57,11 +57,6 @@ def profile(model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.
             raise ValueError(f"layer {name!r}: got NaN or infinite activations in calibration, expected finite ones")
         if name not in profiles:
             profiles[name] = Profile.empty(y.shape[1], tuple(y.shape[2:]), y.device)
-        if profiles[name].size != tuple(y.shape[2:]):
-            raise ValueError(
-                f"layer {name!r}: got outputs of {profiles[name].size} and {tuple(y.shape[2:])} in calibration, "
-                "expected one size; calibrate with images of one size"
-            )
         profiles[name].add(y)
         calls[name] = calls.get(name, 0) + 1
 
@@ -84,7 +79,8 @@ def second_moments(
     def see(name: str, x: Tensor, y: Tensor) -> None:
         mean, weights = about[name]
         inputs[name].add(x)
-        outputs[name].add((y.float() - mean[:, None, None].float()) * weights.sqrt().view(y.shape[2:]).float())
+        weights = weights.expand(y.shape[2:].numel()).view(y.shape[2:])  # one may be that of all positions
+        outputs[name].add((y.float() - mean[:, None, None].float()) * weights.sqrt().float())
 
     visit(model, calibration, layers, see, "second moments")
     distributed.sum_(*(seen.outer for seen in (*inputs.values(), *outputs.values())))
@@ -151,20 +147,18 @@ def sum_(moments: Mapping[str, Moments]) -> None:
 
 def _joined(profiles: dict[str, Profile], calls: Mapping[str, int], passes: int, device) -> dict[str, Profile]:
     """Sums over the ranks, which may have seen different layers; ``calls`` are those of all passes."""
-    seen = {name: (p.total.shape[1], p.size, p.images, calls[name]) for name, p in profiles.items()}
+    seen = {name: (p.total.shape[1], p.size, calls[name]) for name, p in profiles.items()}
     ranks = distributed.gather((passes, seen))
     joined: dict[str, Profile] = {}
-    for name, (channels, size, *_) in (item for _, seen in ranks for item in seen.items()):
+    for name, (channels, size, _) in (item for _, seen in ranks for item in seen.items()):
         if name not in joined:
             joined[name] = profiles.get(name) or Profile.empty(channels, size, device)
         if joined[name].size != size:
-            raise ValueError(
-                f"layer {name!r}: got outputs of {joined[name].size} and {size} on different ranks, expected one size; "
-                "calibrate with images of one size"
-            )
+            joined[name].pool_()
+    counts = distributed.gather({name: (profile.images, profile.rows) for name, profile in joined.items()})
     for name, profile in joined.items():
-        parts = [seen[name] for _, seen in ranks if name in seen]
-        profile.images = sum(images for *_, images, _ in parts)
-        profile.calls = -(-sum(count for *_, count in parts) // sum(passes for passes, _ in ranks))  # at least 1
+        profile.images, profile.rows = (sum(of_rank[name][i] for of_rank in counts) for i in range(2))
+        count = sum(seen[name][-1] for _, seen in ranks if name in seen)
+        profile.calls = -(-count // sum(passes for passes, _ in ranks))  # at least 1
         distributed.sum_(profile.total, profile.square)
     return joined

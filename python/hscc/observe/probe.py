@@ -109,8 +109,8 @@ def _objection(layer: StandIn, calls: int, sizes: Set[tuple[int, ...]]) -> str |
         return f"the model reads its {', '.join(sorted(layer.asked))} besides calling it"
     if layer.calls != calls:
         return "the model calls it otherwise than by its name, so that nothing can take its place"
-    if len(sizes) > 1:
-        return f"it runs at several sizes in one pass ({', '.join(f'{h} x {w}' for h, w in sorted(sizes))})"
+    if len({len(size) for size in sizes}) > 1:
+        return "it runs on maps and on single positions in one pass"
     return None
 
 

@@ -19,7 +19,8 @@ class NotDifferentiable(ValueError):
 
 
 class Sensitivity(NamedTuple):
-    """Sums over samples: ``gram`` (O, O) of channels, over all positions; ``energy`` (P,) of positions; float64."""
+    """Sums over samples: ``gram`` (O, O) of channels, over all positions; ``energy`` (P,) of positions, or (1,) of all;
+    float64."""
 
     gram: Tensor
     energy: Tensor
@@ -32,7 +33,8 @@ class Sensitivity(NamedTuple):
     def add(self, gradient: Tensor) -> None:
         """gradient: (N, O, Ho, Wo) or (O, Ho, Wo)."""
         rows = images(gradient).flatten(2).transpose(0, 1).float()  # [O, N, P]
-        self.energy.add_(rows.square().sum((0, 1)))
+        energy = rows.square().sum((0, 1))
+        self.energy.add_(energy if len(self.energy) > 1 else energy.sum())
         rows = rows.flatten(1)
         self.gram.add_(rows @ rows.T)
 
@@ -40,7 +42,7 @@ class Sensitivity(NamedTuple):
 def measure(
     model: nn.Module, calibration: Calibration, layers: Mapping[str, nn.Conv2d], positions: Mapping[str, int]
 ) -> dict[str, Sensitivity]:
-    """The sensitivity of each layer, whose output has so many positions.
+    """The sensitivity of each layer, whose output has so many positions; 1 where all are one.
 
     The gram is E g g^T over samples and positions, g the gradient of a random projection of the model's outputs:
     in expectation J^T J, J the Jacobian of the centred outputs.

@@ -74,10 +74,11 @@ class LayerStats:
 
     @property
     def dense(self) -> Cost:
-        return Cost.dense(self.conv, self.profile.calls * self.positions, self.dense_seconds)
+        return Cost.dense(self.conv, self.profile.positions, self.dense_seconds)
 
     def cost(self, work: Work) -> Cost:
         """Of a part of the factored layer that does this for one image in one call."""
+        work = work.repeated(self.profile.repeats)
         shared = work._replace(calls=work.calls / self.groups)
         return Cost(
             2 * self.profile.calls * (work.first + work.second + work.pointwise_macs),
@@ -120,7 +121,7 @@ class LayerStats:
         if outer is None:
             return Frame.whole(Metric.of(self.gram))
         mean, weights = self.about
-        return Frame.of(self.gram, mean, outer / (self.profile.images * weights.sum()), _most_ranks(self.conv))
+        return Frame.of(self.gram, mean, outer / (self.profile.rows * weights.sum()), _most_ranks(self.conv))
 
     def empty(self, frame: Frame, paired: bool = True, width: int | None = None) -> Moments:
         """Moments of each cell, wanted values in that frame; ``paired`` and ``width`` as for ``Moments.empty``."""
@@ -165,6 +166,8 @@ def look(
     if config.searches:
         about = {name: layer.about for name, layer in begun.items()}
         inputs, outers = calibrate.second_moments(model, calibration, convs, about)
+        for name in (name for name, profile in profiles.items() if profile.pooled):
+            inputs[name].positions = math.prod(convs[name].stride)  # for each of the outputs
     frames = {name: layer.framed(outers.get(name)) for name, layer in calibration.track(begun.items(), "directions")}
     moments = {
         name: SplitMoments(tuple(layer.empty(frames[name], paired=False) for _ in range(2)))
@@ -224,7 +227,7 @@ def _most_ranks(conv: nn.Conv2d) -> int:
 
 def _most_cells(conv: nn.Conv2d, profile: Profile, config: Config) -> int:
     """As many as the samples carry, where they are not given."""
-    samples = profile.images * len(profile.total)
+    samples = profile.rows * len(profile.total)
     return min(config.regions, max(samples // (SAMPLES * _most_ranks(conv)), 1)) if config.searches else config.regions
 
 

@@ -10,6 +10,8 @@ from torch import nn
 from hscc_kernels import PackedPlan
 from hscc_kernels.layout import ClusterItem, WorkItem
 
+_ONCE = ("calls", "numbers", "pointwise", "indices")  # whatever the number of positions
+
 
 class Work(NamedTuple):
     """What a layer or a part of it does for one image, and what it holds; as a rate, seconds of each."""
@@ -46,6 +48,10 @@ class Work(NamedTuple):
             numbers=plan.parameters(),
             indices=sum(t.numel() for t in plan.tensors),
         )
+
+    def repeated(self, times: float) -> Work:
+        """On so many times the positions."""
+        return Work(*(n if name in _ONCE else n * times for name, n in zip(self._fields, self, strict=True)))
 
     @classmethod
     def without_ranks(cls, conv: nn.Conv2d, regions: Sequence[tuple[int, int]]) -> Work:

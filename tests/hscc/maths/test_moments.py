@@ -33,6 +33,30 @@ def test_profile() -> None:
     torch.testing.assert_close(profile.std(), rows.std(0, correction=0), rtol=1e-5, atol=1e-6)
 
 
+def test_a_profile_of_several_sizes_has_one_position() -> None:
+    parts = Y, torch.randn(3, 5, 2, 7), torch.randn(4, 5, 4, 3)
+    profile = profile_of(*parts)
+    rows = torch.cat([y.double().flatten(2).transpose(1, 2).flatten(0, 1) for y in parts])
+    assert (profile.size, profile.images, profile.rows) == ((1, 1), 19, len(rows))
+    assert profile.pooled
+    assert profile.positions == round(len(rows) / 19)
+    torch.testing.assert_close(profile.mean(), rows.mean(0)[None], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(profile.std(), rows.std(0, correction=0)[None], rtol=1e-5, atol=1e-6)
+
+
+def test_moments_of_maps_of_any_size() -> None:
+    """One label is that of all positions."""
+    parts = Y, torch.randn(3, 5, 2, 7)
+    moments = Moments.empty(torch.zeros(1, dtype=torch.int64), SHIFT[:1])
+    for y in parts:
+        moments.add(y, 2 * y)
+    rows = torch.cat([y.double().flatten(2).transpose(1, 2).flatten(0, 1) for y in parts])
+    got = moments.region(0)
+    assert got.count == len(rows)
+    torch.testing.assert_close(got.mean, rows.mean(0))
+    torch.testing.assert_close(got.cross, 2 * torch.cov(rows.T, correction=0), rtol=1e-5, atol=1e-6)
+
+
 def test_profile_merge_is_exact() -> None:
     whole, first, second = profile_of(Y[:5], Y[5:]), profile_of(Y[:5]), profile_of(Y[5:])
     first.merge(second)

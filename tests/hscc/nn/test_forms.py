@@ -165,6 +165,15 @@ def test_a_network_of_forms(method: str, x, tmp_path) -> None:
         assert torch.equal(fresh(images), model(images))
 
 
+@pytest.mark.parametrize("kernel", [(2, 2), (3, 3), (2, 3), (1, 2)])
+def test_transposed_layers_in_a_graph_of_any_size(kernel: tuple[int, int]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), form_of(nn.ConvTranspose2d(8, 4, kernel, kernel)), nn.ReLU())
+    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=8), 3: torch.export.Dim("w", min=8)}
+    program = torch.export.export(model.eval(), (torch.randn(2, 3, 12, 14),), dynamic_shapes=(sizes,)).module()
+    other = torch.randn(3, 3, 17, 9)
+    torch.testing.assert_close(program(other), model(other))
+
+
 def test_what_stays_dense_stays_what_it_was(x) -> None:
     model = Net().eval()
     before = dict(model.named_children())

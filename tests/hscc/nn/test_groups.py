@@ -114,6 +114,16 @@ def test_compiled_and_exported(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_exported_where_its_size_is_computed_from_that_of_the_images(name: str) -> None:
+    layer, _ = united(CONVOLUTIONS[name](), (6, 6))
+    model = nn.Sequential(nn.MaxPool2d(2), layer, nn.ReLU())
+    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=12), 3: torch.export.Dim("w", min=12)}
+    images, other = torch.randn(2, layer.in_channels, 12, 12), torch.randn(3, layer.in_channels, 15, 21)
+    program = torch.export.export(model, (images,), dynamic_shapes=(sizes,)).module()
+    torch.testing.assert_close(program(other), model(other))
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("parts", [1, 2])
 @torch.no_grad()
 def test_portable_forms(name: str, parts: int) -> None:

@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 def config(reduction: float = 3, **options) -> hscc.Config:
-    return hscc.Config(hscc.flops(reduction), regions=2, **options)
+    return hscc.Config(hscc.flops(reduction), **{"regions": 2, **options})
 
 
 def unchanged(model: nn.Module, call) -> None:

@@ -94,13 +94,32 @@ def test_attributes_of_every_padding(options: dict) -> None:
     assert (made.padding, made.stride, made.kernel_size) == (dense.padding, dense.stride, dense.kernel_size)
 
 
-def test_a_layer_at_several_sizes_stays_dense(x) -> None:
+def at_two_sizes() -> Net:
+    """``b`` runs on the map of ``a`` and on one of half its size."""
     model = Net(lambda net, x: net.head(net.b(net.a(x)).mean((2, 3)) + net.b(F.avg_pool2d(net.a(x), 2)).mean((2, 3))))
-    report = hscc.compress_(model, x, config(1.1))
-    assert report.skipped == {"b": "it runs at several sizes in one pass (8 x 8, 16 x 16)"}
-    assert type(model.b) is nn.Conv2d
+    return model.eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"search": False, "regions": 4}, {"method": "svd"}, {"dtype": "int8"}])
+def test_a_layer_at_several_sizes_has_one_region(x, options: dict) -> None:
+    model = at_two_sizes()
+    dense = model(x[0])
+    report = hscc.compress_(model, x, config(1.5, **options))
     row = next(layer for layer in report.layers if layer.name == "b")
-    assert row.flops == row.dense_flops == 2 * 16 * 16 * 9 * (256 + 64)
+    assert row.region_sizes == (1,)
+    assert row.dense_flops == 2 * 16 * 16 * 9 * (256 + 64)
+    assert hscc.summary(model, x[0][:1]).flops == report.flops
+    told = "1 layers run at several sizes, so that they have one region: b"
+    assert (told in report.warnings) == (options.get("method") != "svd")
+    assert (model(x[0]) - dense).norm() < 0.3 * dense.norm()
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x[0]), model(x[0]))
+
+
+def test_other_methods_leave_a_layer_at_several_sizes(x) -> None:
+    model = at_two_sizes()
+    report = hscc.compress_(model, x, config(1.1, method="tucker2"))
+    assert report.skipped == {"b": "it runs at several sizes, which 'tucker2' does not know"}
+    assert type(model.b) is nn.Conv2d
 
 
 def test_hooks_stay_and_their_handles_work(x) -> None:
