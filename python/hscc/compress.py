@@ -31,9 +31,9 @@ def compress_(
         model: any module, a compiled one too; its convolutions (``docs/layers.md``) are replaced by :class:`HSCConv2d`,
             :class:`SqueezedConv2d` or, for the methods of other authors, chains of plain ones. Sequential
             reconstruction also refits its last ``nn.Linear``; all else stays, hooks on convolutions too.
-        calibration: a few hundred unlabelled samples of one size, that can be read several times: batches that are a
-            tensor, a tuple or list whose first item is the input, or a dict (the model gets the keywords that its
-            ``forward`` takes); or one tensor (N, C, H, W).
+        calibration: a few hundred unlabelled samples that can be read several times: batches that are a tensor, a tuple
+            or list whose first item is the input, or a dict (the model gets the keywords that its ``forward`` takes);
+            or one tensor (N, C, H, W). A layer that runs at several sizes has one region.
         config: what to do and how far.
         evaluate: for ``Budget(max_drop=...)``: a function that gives a model's score of each of the same samples, (n,)
             in 0..1; or batches of other images, ``(inputs, labels)`` scored by the share named right, or inputs alone,
