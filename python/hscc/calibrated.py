@@ -198,8 +198,8 @@ def _looked(model: nn.Module, targets: surgery.Targets, data: Calibration, confi
         return Calibrated(layers=baselines.look(model, data, profiles, config), **shape)
     looked, warnings = stats.look(model, data, targets.layers, profiles, config)
     if several and config.regions > 1:
-        told = ", ".join(several[:3]) + (", ..." if len(several) > 3 else "")
-        warnings.append(f"{len(several)} layers run at several sizes, so that they have one region: {told}")
+        told = ", ".join(several[:3]) + (f" and {len(several) - 3} more" if len(several) > 3 else "")
+        warnings.append(f"layers that run at several sizes have one region: {told}")
     looked |= {name: replace(looked[name], groups=whole.groups) for name, whole in targets.grouped(looked).items()}
     if machine:
         looked = {name: replace(layer, machine=machine, dense_seconds=seconds[name]) for name, layer in looked.items()}

@@ -92,6 +92,33 @@ def test_images_of_several_sizes(tmp_path, options: dict) -> None:
     assert torch.equal(fresh(others), model(others))
 
 
+class Detector(nn.Module):
+    """Takes a list of images of any size; one head on two maps; gives what scores well in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = conv(3, 16), conv(16, 16, stride=2), conv(16, 16)
+        self.score = nn.Conv2d(16, 5, 1)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        rows, columns = (max(image.shape[side] for image in images) for side in (1, 2))
+        x = torch.stack([F.pad(i, (0, columns - i.shape[2], 0, rows - i.shape[1])) for i in images])
+        fine = self.first(x).relu()
+        maps = [self.score(self.head(one).relu()).flatten(2) for one in (fine, self.second(fine).relu())]
+        scores, labels = torch.cat(maps, 2).max(1)
+        return [{"scores": s[s > s.mean()], "labels": own[s > s.mean()]} for s, own in zip(scores, labels, strict=True)]
+
+
+def test_a_detector() -> None:
+    model = Detector().eval()
+    dense = copy.deepcopy(model)
+    batches = [[F.interpolate(torch.randn(1, 3, 5, 5), size=(12 + i, 18 - j))[0] for i in range(8)] for j in range(6)]
+    report = hscc.compress_(model, batches, config(1.5), forward=lambda model, images: model(images))
+    assert report.flop_reduction >= 1.5
+    found, wanted = ([len(one["scores"]) for one in net(batches[0])] for net in (model, dense))
+    assert found == pytest.approx(wanted, rel=0.2)
+
+
 def test_a_tensor_is_batches(x) -> None:
     models = [network() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
