@@ -209,8 +209,8 @@ class HSCConv2d(nn.Module):
             positions, work = self._map(*size)
         else:
             with torch.inference_mode(False):  # they may be needed for gradients later
-                _, _, positions, _, _, work, *_ = plan.resized(size, self._block)
-            self._resized[size] = positions, work
+                made = _everywhere(plan, *size) if plan.regions == 1 else plan.resized(size, self._block)
+            positions, work = self._resized[size] = made.positions, made.work
             if len(self._resized) > SIZES:
                 self._resized.popitem(last=False)
         return PackedPlan(
@@ -232,11 +232,10 @@ class HSCConv2d(nn.Module):
         """For an output of any size, as a graph has it."""
         if plan.regions > 1:
             positions, work = self._map(height, width)
+            plan = plan._replace(positions=positions, work=work)
         else:  # by operators that need no Python where the graph runs
-            positions = torch.arange(height * width, dtype=torch.int32, device=plan.v.device)
-            count = torch.full((1, 1), height * width, dtype=torch.int32, device=plan.v.device)
-            work = torch.cat([plan.work[:, :2], count, plan.work[:, 3:]], 1)
-        return plan._replace(positions=positions, work=work, sizes=(*self.sizes[:-2], ANY, ANY))
+            plan = _everywhere(plan, height, width)
+        return plan._replace(sizes=(*self.sizes[:-2], ANY, ANY))
 
     def _apply(self, fn, recurse=True):
         self._resized.clear()  # its tensors are no buffers, so a move to another device must not miss them
@@ -249,6 +248,13 @@ class HSCConv2d(nn.Module):
             f"padding={g.padding}, dilation={g.dilation}, regions={self.bias.shape[0]}, rows={self.v.shape[0]}"
             + (f", groups={self.groups}" if self.wide else "")
         )
+
+
+def _everywhere(plan: PackedPlan, height: int, width: int) -> PackedPlan:
+    """That of one region for an output of that size; its ``sizes`` are still the old ones."""
+    positions = torch.arange(height * width, dtype=torch.int32, device=plan.v.device)
+    count = torch.full((1, 1), height * width, dtype=torch.int32, device=plan.v.device)
+    return plan._replace(positions=positions, work=torch.cat([plan.work[:, :2], count, plan.work[:, 3:]], 1))
 
 
 def called(module: nn.Module, x: fx.Proxy) -> fx.Proxy:
