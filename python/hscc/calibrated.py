@@ -190,7 +190,7 @@ def _looked(model: nn.Module, targets: surgery.Targets, data: Calibration, confi
         profiles = {name: profile for name, profile in profiles.items() if not profile.pooled}
     if not targets.layers:
         raise ValueError(f"model: got nothing to compress, expected an nn.Conv2d that can be ({_told(targets)})")
-    machine, seconds, others = _costs(model, data, targets, config)
+    machine, seconds, others = _costs(model, data, targets, profiles, config)
     dense = total(Cost.dense(targets.layers[name], p.positions, seconds.get(name, 0)) for name, p in profiles.items())
     remaining(dense, total(others.values()), config.budget, targets.skipped)  # before the long work
     shape = {"config": config, "targets": targets, "others": others, "dense": dense, "forward": data.adapter}
@@ -217,13 +217,20 @@ def _looked(model: nn.Module, targets: surgery.Targets, data: Calibration, confi
 
 
 def _costs(
-    model: nn.Module, data: Calibration, targets: surgery.Targets, config: Config
+    model: nn.Module,
+    data: Calibration,
+    targets: surgery.Targets,
+    profiles: Mapping[str, passes.Profile],
+    config: Config,
 ) -> tuple[Machine | None, Mapping[str, float], dict[str, Cost]]:
     """(the machine's speed and the seconds of all calls of each convolution, where they count; what the convolutions
-    that cannot be compressed cost)."""
+    that cannot be compressed cost); where sizes differ, all is for images of the first batch."""
     timed = config.timed
-    convs = {name: model.get_submodule(name) for name in (*(targets.layers if timed else ()), *targets.skipped)}
+    pooled = {name: profile for name, profile in profiles.items() if profile.pooled}
+    convs = {name: model.get_submodule(name) for name in (*(targets.layers if timed else pooled), *targets.skipped)}
     calls = passes.calls(model, data, convs)
+    for name, profile in pooled.items():
+        profile.count_(sum(call.positions(convs[name]) for call in calls[name]))
     machine, seconds = None, dict.fromkeys(convs, 0.0)
     if timed:
         machine = Machine.measured(next(iter(convs.values())).weight.detach(), config.latency_batch, data.show)

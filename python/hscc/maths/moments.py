@@ -18,7 +18,8 @@ class Profile:
 
     ``images`` counts the samples seen (each call of a module that is called twice is one), ``calls`` the calls of
     one forward pass. From the first map of another size on all positions are one: ``size`` is (1, 1), and ``rows``, the
-    values of each of the P positions, are as many as the maps have positions.
+    values of each of the P positions, are as many as the maps have positions. A map that counts when costs are told has
+    ``repeats`` times P positions.
     """
 
     size: tuple[int, int]
@@ -27,6 +28,7 @@ class Profile:
     images: int = 0
     rows: int = 0
     calls: int = 1
+    repeats: float = 1
 
     @classmethod
     def empty(cls, channels: int, size: tuple[int, int], device: torch.device) -> Profile:
@@ -56,14 +58,13 @@ class Profile:
     def pooled(self) -> bool:
         return self.rows > self.images
 
-    @property
-    def repeats(self) -> float:
-        """Positions of a map for each of the P, on average."""
-        return self.rows / self.images
+    def count_(self, positions: int) -> None:
+        """From now on a sample has so many in all calls of a pass, where all are one; as many as on average, if 0."""
+        self.repeats = positions / self.calls if positions else self.rows / self.images
 
     @property
     def positions(self) -> int:
-        """Of a sample in all calls of a pass, on average."""
+        """Of a sample in all calls of a pass."""
         return round(self.calls * len(self.total) * self.repeats)
 
     def merge(self, other: Profile) -> None:
