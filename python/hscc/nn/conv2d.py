@@ -14,7 +14,7 @@ from hscc_kernels.backward import padded_nhwc, windows_of
 from hscc_kernels.layout import ANY
 
 from .groups import Wide
-from .padding import SAME, SameConv2d, around, padded, split_padding
+from .padding import SAME, SameConv2d, around, padded, split_padding, stays_open
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
@@ -197,7 +197,7 @@ class HSCConv2d(nn.Module):
                 f"x: got {height} x {width // self.groups}, of {got[0]} x {got[1]} outputs, expected one of "
                 f"{self.out_size[0]} x {self.out_size[1]} as calibrated (strict)"
             )
-        if torch.compiler.is_exporting() and any(isinstance(side, torch.SymInt) for side in (height, width)):
+        if stays_open(height, width):
             return self._open(plan, *size)
         if size == self._out_size:
             return plan
@@ -251,7 +251,7 @@ class HSCConv2d(nn.Module):
 
 
 def _everywhere(plan: PackedPlan, height: int, width: int) -> PackedPlan:
-    """That of one region for an output of that size; its ``sizes`` are still the old ones."""
+    """That of one region for an output of that size, row by row; its ``sizes`` are still the old ones."""
     positions = torch.arange(height * width, dtype=torch.int32, device=plan.v.device)
     count = torch.full((1, 1), height * width, dtype=torch.int32, device=plan.v.device)
     return plan._replace(positions=positions, work=torch.cat([plan.work[:, :2], count, plan.work[:, 3:]], 1))

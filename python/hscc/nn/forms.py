@@ -13,7 +13,7 @@ from .chain import stage
 from .conv2d import HSCConv2d, called, objection, trainable
 from .effective import effective, plain
 from .groups import united
-from .padding import around
+from .padding import around, stays_open
 
 LEAST_CHANNELS = 16  # of a group: narrower ones take no less time with factors (docs/layers.md)
 
@@ -55,7 +55,7 @@ class Spread(Form):
         if x.ndim == 3:
             return self.compute(x.unsqueeze(0)).squeeze(0)
         y = self.conv(x)
-        if torch.compiler.is_exporting() and any(isinstance(side, torch.SymInt) for side in y.shape[2:]):
+        if stays_open(*y.shape[2:]):
             return self._open(y)
         y = y.movedim(1, -1).unflatten(-1, (*self.kernel, -1))  # [N, H, W, kh, kw, O]
         return y.transpose(2, 3).flatten(3, 4).flatten(1, 2).movedim(-1, 1)

@@ -17,6 +17,8 @@ from torch import Tensor
 from hscc_kernels import ClusterFactors, Geometry, PackedPlan, RegionFactors
 from hscc_kernels.layout import DENSE
 
+from .padding import stays_open
+
 
 class Wide(NamedTuple):
     """How a map is wider than that of the convolution: so many groups, of whose columns each ``stride``-th counts."""
@@ -88,7 +90,7 @@ class Wide(NamedTuple):
 def _columns(x: Tensor, columns: int, channels: int) -> Tensor:
     """The same numbers of a map (N, H, W, C) in other columns; a view where ``x`` is contiguous."""
     n, h = x.shape[:2]
-    if isinstance(columns, torch.SymInt):  # of a graph of any size PyTorch could not prove that they are the same
+    if stays_open(columns):  # that these are the same numbers PyTorch could not prove
         row = columns * channels
         return x.contiguous().as_strided((n, h, columns, channels), (h * row, row, channels, 1))
     return x.reshape(n, h, columns, channels)

@@ -46,11 +46,15 @@ def split_padding(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int, int
     return (0, 0), (*sides[1], *sides[0])
 
 
+def stays_open(*sides: int) -> bool:
+    """Whether one of them is of a graph of any size that is being exported, of which PyTorch can prove little."""
+    return torch.compiler.is_exporting() and any(isinstance(side, torch.SymInt) for side in sides)
+
+
 def padded(x: Tensor, pad: Sequence[int], mode: str, geometry: Geometry) -> Tensor:
     """(..., H, W) as it goes to the kernel."""
     left, right, top, bottom = around(pad, mode, geometry, x.shape[-2], x.shape[-1])
-    unknown = mode == SAME and any(isinstance(side, torch.SymInt) for side in x.shape[-2:])  # of a graph of any size
-    if not (unknown or any((left, right, top, bottom))):
+    if not (mode == SAME and stays_open(*x.shape[-2:])) and not any((left, right, top, bottom)):
         return x
     return F.pad(x, (left, right, top, bottom), "constant" if mode in ("zeros", SAME) else mode)
 
